@@ -1,1 +1,16 @@
-//! sys
+//! TOUCHES THE KERNEL. The only unsafe code and the only raw system calls of knarr.
+//!
+//! What rustix has is used as it is, here and elsewhere; this room holds what it lacks (clone3, mount_setattr,
+//! seccomp, …) and the few steps that must be taken together to be safe. Functions are named after the call or the
+//! kernel file, take and give owned or borrowed descriptors, and return the errno.
+
+pub mod capability;
+pub mod cgroup;
+pub mod fd_passing;
+pub mod mount;
+pub mod namespace;
+pub mod process;
+pub mod seccomp;
+pub mod signal;
+pub mod terminal;
+pub mod thread;

@@ -1,0 +1,1 @@
+//! CRI messages to specs, and views to CRI messages.

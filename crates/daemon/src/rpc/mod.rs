@@ -1,0 +1,4 @@
+//! CRI: the only place that knows protobuf.
+
+pub mod convert;
+pub mod status;

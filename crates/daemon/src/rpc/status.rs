@@ -1,0 +1,1 @@
+//! Error kinds to gRPC codes: the one place that decides it.

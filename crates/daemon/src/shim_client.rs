@@ -1,0 +1,1 @@
+//! One pod's shim, seen from the daemon.

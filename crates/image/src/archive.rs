@@ -1,0 +1,1 @@
+//! OCI layouts and docker-save archives, in and out.

@@ -1,0 +1,1 @@
+//! Which of an index' images fits.

@@ -1,0 +1,1 @@
+//! Capability sets as bit masks.

@@ -1,0 +1,1 @@
+//! clone3, pidfds, exits, limits.

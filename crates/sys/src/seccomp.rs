@@ -1,0 +1,1 @@
+//! Loading a compiled system call filter.
