@@ -1,6 +1,7 @@
 //! Everything that can happen to a pod. One closed enum: `pod::Pod::handle` decides every case, none falls through.
 
 use crate::plan::{Exit, StartFailure};
+use crate::pod::ShimFacts;
 use crate::resources::Resources;
 use crate::spec::ContainerSpec;
 use crate::{ContainerId, Error};
@@ -29,6 +30,8 @@ pub enum Input {
     Timer(Timer),
     /// The shim is gone without being told to; what it watched can no longer be known from it.
     ShimLost,
+    /// The first input of a pod that was read from its record: what its shim knows, or `None` if there is no shim.
+    Recovered(Option<ShimFacts>),
 }
 
 /// Whether the kernel's OOM killer hit the container.

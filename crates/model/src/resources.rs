@@ -30,3 +30,19 @@ pub struct Resources {
     /// Processes; CRI has no field for it, configuration and `unified` do.
     pub pids_limit: Option<i64>,
 }
+
+impl Resources {
+    /// These resources after an update that says only what changes.
+    #[must_use]
+    pub fn merged(&self, update: &Self) -> Self {
+        let mut merged = self.clone();
+        macro_rules! take {
+            ($($field:ident),*) => { $(if update.$field.is_some() { merged.$field = update.$field.clone(); })* };
+        }
+        take!(cpu_period, cpu_quota, cpu_shares, memory_limit, memory_swap_limit, oom_score_adj);
+        take!(cpuset_cpus, cpuset_mems, pids_limit);
+        merged.hugepage_limits.extend(update.hugepage_limits.iter().map(|(k, v)| (k.clone(), *v)));
+        merged.unified.extend(update.unified.iter().map(|(k, v)| (k.clone(), v.clone())));
+        merged
+    }
+}

@@ -2,8 +2,8 @@
 //!
 //! The daemon's `rpc::convert` makes these from CRI requests and refuses what it cannot express here.
 
-use crate::resources::Resources;
 use crate::ContainerId;
+use crate::resources::Resources;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 

@@ -47,10 +47,21 @@ pub struct ContainerView {
 #[allow(missing_docs)]
 pub enum ContainerState {
     Created,
-    Running { pid: u32, started_at: Nanos },
-    Exited { started_at: Nanos, finished_at: Nanos, code: i32, reason: Reason, message: String },
+    Running {
+        pid: u32,
+        started_at: Nanos,
+    },
+    Exited {
+        started_at: Nanos,
+        finished_at: Nanos,
+        code: i32,
+        reason: Reason,
+        message: String,
+    },
     /// The shim is lost and nothing is known of the process.
-    Unknown { started_at: Nanos },
+    Unknown {
+        started_at: Nanos,
+    },
 }
 
 /// Why a container is over, in the words that kubelet matches.
