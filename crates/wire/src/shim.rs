@@ -1,1 +1,0 @@
-//! What daemon and shim say to each other.

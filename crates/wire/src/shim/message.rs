@@ -1,0 +1,270 @@
+//! The requests, replies and events, and what descriptors go with each. It says nothing of packets or sockets.
+//!
+//! | request | descriptors | reply | descriptors |
+//! |---|---|---|---|
+//! | [`Request::Hello`] | | [`Reply::ShimIs`] | |
+//! | [`Request::SetUpPod`] | those of the plan | [`Reply::PodIsUp`] | as its flags say, in order |
+//! | [`Request::StartContainer`] | those of the plan | [`Reply::Started`] | pidfd |
+//! | [`Request::Exec`] | those of the plan | [`Reply::ExecStarted`] | pidfd, then the terminal if there is one |
+//! | [`Request::ListContainers`] | | [`Reply::Containers`] | the pod's as its flags say, then a pidfd of each running container |
+//! | the others | | [`Reply::Done`] | |
+//!
+//! Every request can be answered by [`Reply::Refused`]; the three that start something also by [`Reply::StartFailed`].
+
+use knarr_model::plan::{ContainerPlan, ExecPlan, Exit, PodPlan, StartFailure};
+use knarr_model::{ContainerId, ExecId, PodId};
+
+use super::codec::{Malformed, Reader, Wire, Writer, wire_struct};
+
+/// What the daemon asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Says which version the daemon speaks; the first request of a connection.
+    Hello(Hello),
+    /// Makes the pod's namespaces; once in a shim's life.
+    SetUpPod(PodPlan),
+    /// Starts a container.
+    StartContainer(ContainerPlan),
+    /// Starts one more process in a container. It belongs to this connection and ends some seconds after it.
+    Exec(ExecPlan),
+    /// Opens the container's log at its path again. When this fails, no new file was made.
+    ReopenLog(ContainerId),
+    /// All that the shim knows: for a daemon that has just started.
+    ListContainers,
+    /// Drops what is known of a container that has ended, its exit record and what is left of its log pipes.
+    ForgetContainer(ContainerId),
+    /// Ends the shim, and the pod's init with it. The reply comes when nothing is left.
+    Shutdown {
+        /// Kill the containers that still run; without it the request is refused while there are any.
+        force: bool,
+    },
+    /// Nothing but an answer.
+    Ping,
+}
+
+/// Introduces the daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// [`super::PROTOCOL_VERSION`] of the daemon.
+    pub protocol_version: u32,
+    /// The daemon's release, for a person.
+    pub release: String,
+}
+
+/// What the shim answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// It is not done, and why. Nothing has changed.
+    Refused(String),
+    /// To [`Request::Hello`].
+    ShimIs(ShimIs),
+    /// To [`Request::SetUpPod`].
+    PodIsUp(PodIsUp),
+    /// To [`Request::StartContainer`].
+    Started {
+        /// in the host's PID namespace
+        pid: u32,
+        /// nanoseconds since 1970
+        started_at: i64,
+    },
+    /// To [`Request::Exec`].
+    ExecStarted {
+        /// in the host's PID namespace
+        pid: u32,
+        /// the master of its terminal follows the pidfd
+        terminal: bool,
+    },
+    /// A pod, container or exec could not be started; what was begun is undone.
+    StartFailed(StartFailure),
+    /// To [`Request::ListContainers`].
+    Containers(ContainerList),
+}
+
+/// Introduces the shim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShimIs {
+    /// [`super::PROTOCOL_VERSION`] of the shim.
+    pub protocol_version: u32,
+    /// The shim's release, for a person.
+    pub release: String,
+    /// The shim's process.
+    pub pid: u32,
+    /// The pod, once it has been set up.
+    pub pod: Option<PodId>,
+}
+
+/// Which descriptors of the pod follow, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PodIsUp {
+    /// its network namespace
+    pub net: bool,
+    /// its IPC namespace
+    pub ipc: bool,
+    /// its UTS namespace
+    pub uts: bool,
+    /// its shared PID namespace
+    pub pid: bool,
+    /// a pidfd of the init of that PID namespace
+    pub pid_init: bool,
+}
+
+impl PodIsUp {
+    /// How many descriptors the flags announce.
+    pub fn fds(&self) -> usize {
+        [self.net, self.ipc, self.uts, self.pid, self.pid_init].into_iter().filter(|&there| there).count()
+    }
+}
+
+/// All that the shim knows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ContainerList {
+    /// The pod has been set up.
+    pub is_up: bool,
+    /// Its descriptors.
+    pub pod: PodIsUp,
+    /// Every container that was started and not forgotten.
+    pub containers: Vec<ContainerEntry>,
+}
+
+/// One container as the shim knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerEntry {
+    /// which
+    pub id: ContainerId,
+    /// of its first process, in the host's PID namespace
+    pub pid: u32,
+    /// nanoseconds since 1970
+    pub started_at: i64,
+    /// how it ended; `None` while it runs, and then its pidfd follows
+    pub exit: Option<Exit>,
+    /// the shim holds a pipe to its stdin
+    pub stdin_open: bool,
+}
+
+/// What the shim says unasked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A container's first process has ended. Its exit record is on disk, and its output in the log unless something
+    /// else still holds the pipe.
+    Exited {
+        /// which
+        container: ContainerId,
+        /// how
+        exit: Exit,
+    },
+    /// An exec of this connection has ended.
+    ExecExited {
+        /// which
+        exec: ExecId,
+        /// how
+        exit: Exit,
+    },
+    /// The init of the pod's PID namespace has ended, and everything in that namespace with it.
+    PodInitExited {
+        /// how
+        exit: Exit,
+    },
+}
+
+wire_struct!(Hello { protocol_version, release });
+wire_struct!(ShimIs { protocol_version, release, pid, pod });
+wire_struct!(PodIsUp { net, ipc, uts, pid, pid_init });
+wire_struct!(ContainerList { is_up, pod, containers });
+wire_struct!(ContainerEntry { id, pid, started_at, exit, stdin_open });
+
+impl Wire for Request {
+    fn put(&self, out: &mut Writer) {
+        match self {
+            Self::Hello(hello) => out.variant(0, |out| hello.put(out)),
+            Self::SetUpPod(plan) => out.variant(1, |out| plan.put(out)),
+            Self::StartContainer(plan) => out.variant(2, |out| plan.put(out)),
+            Self::Exec(plan) => out.variant(3, |out| plan.put(out)),
+            Self::ReopenLog(container) => out.variant(4, |out| container.put(out)),
+            Self::ListContainers => out.variant(5, |_| ()),
+            Self::ForgetContainer(container) => out.variant(6, |out| container.put(out)),
+            Self::Shutdown { force } => out.variant(7, |out| force.put(out)),
+            Self::Ping => out.variant(8, |_| ()),
+        }
+    }
+    fn take(input: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let (tag, mut fields) = input.variant()?;
+        match tag {
+            0 => Ok(Self::Hello(fields.field()?)),
+            1 => Ok(Self::SetUpPod(fields.field()?)),
+            2 => Ok(Self::StartContainer(fields.field()?)),
+            3 => Ok(Self::Exec(fields.field()?)),
+            4 => Ok(Self::ReopenLog(fields.field()?)),
+            5 => Ok(Self::ListContainers),
+            6 => Ok(Self::ForgetContainer(fields.field()?)),
+            7 => Ok(Self::Shutdown { force: fields.field()? }),
+            8 => Ok(Self::Ping),
+            tag => Err(Malformed::Variant(tag)),
+        }
+    }
+}
+
+impl Wire for Reply {
+    fn put(&self, out: &mut Writer) {
+        match self {
+            Self::Done => out.variant(0, |_| ()),
+            Self::Refused(why) => out.variant(1, |out| why.put(out)),
+            Self::ShimIs(shim) => out.variant(2, |out| shim.put(out)),
+            Self::PodIsUp(pod) => out.variant(3, |out| pod.put(out)),
+            Self::Started { pid, started_at } => out.variant(4, |out| {
+                pid.put(out);
+                started_at.put(out);
+            }),
+            Self::ExecStarted { pid, terminal } => out.variant(5, |out| {
+                pid.put(out);
+                terminal.put(out);
+            }),
+            Self::StartFailed(failure) => out.variant(6, |out| failure.put(out)),
+            Self::Containers(list) => out.variant(7, |out| list.put(out)),
+        }
+    }
+    fn take(input: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let (tag, mut fields) = input.variant()?;
+        match tag {
+            0 => Ok(Self::Done),
+            1 => Ok(Self::Refused(fields.field()?)),
+            2 => Ok(Self::ShimIs(fields.field()?)),
+            3 => Ok(Self::PodIsUp(fields.field()?)),
+            4 => Ok(Self::Started { pid: fields.field()?, started_at: fields.field()? }),
+            5 => Ok(Self::ExecStarted { pid: fields.field()?, terminal: fields.field()? }),
+            6 => Ok(Self::StartFailed(fields.field()?)),
+            7 => Ok(Self::Containers(fields.field()?)),
+            tag => Err(Malformed::Variant(tag)),
+        }
+    }
+}
+
+impl Wire for Event {
+    fn put(&self, out: &mut Writer) {
+        match self {
+            Self::Exited { container, exit } => out.variant(0, |out| {
+                container.put(out);
+                exit.put(out);
+            }),
+            Self::ExecExited { exec, exit } => out.variant(1, |out| {
+                exec.put(out);
+                exit.put(out);
+            }),
+            Self::PodInitExited { exit } => out.variant(2, |out| exit.put(out)),
+        }
+    }
+    fn take(input: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let (tag, mut fields) = input.variant()?;
+        match tag {
+            0 => Ok(Self::Exited { container: fields.field()?, exit: fields.field()? }),
+            1 => Ok(Self::ExecExited { exec: fields.field()?, exit: fields.field()? }),
+            2 => Ok(Self::PodInitExited { exit: fields.field()? }),
+            tag => Err(Malformed::Variant(tag)),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "message_tests.rs"]
+mod tests;
