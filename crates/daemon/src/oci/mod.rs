@@ -1,1 +1,3 @@
 //! From what was asked for to what the shim is told: the OCI runtime specification as a value, then the plan.
+
+pub mod capability;
