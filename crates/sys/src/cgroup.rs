@@ -1,1 +1,0 @@
-//! Control groups, v2 and v1: where they are, making and removing them, their files.
