@@ -4,11 +4,13 @@
 //! seccomp, …) and the few steps that must be taken together to be safe. Functions are named after the call or the
 //! kernel file, take and give owned or borrowed descriptors, and return the errno.
 
+mod call;
 pub mod capability;
 pub mod cgroup;
 pub mod fd_passing;
 pub mod mount;
 pub mod namespace;
+pub mod open;
 pub mod process;
 pub mod seccomp;
 pub mod signal;
