@@ -1,3 +1,5 @@
 //! From what was asked for to what the shim is told: the OCI runtime specification as a value, then the plan.
 
+pub mod beneath;
 pub mod capability;
+pub mod users;
