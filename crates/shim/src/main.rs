@@ -1,2 +1,53 @@
-//! x
-fn main() {}
+//! KEEPS ALIVE. One process per pod: it makes the pod's namespaces and its containers when the daemon says so, reaps
+//! them, writes their logs and keeps their exit codes, and goes on doing so when the daemon is gone.
+//!
+//! One thread around one epoll: [`supervisor`] waits and decides what comes next, [`requests`] answers the daemon over
+//! a [`connection`], [`container`] is one container with its pipes, [`log`] the file that these end in. What a
+//! container is and how it is started is the `runtime`'s; nothing is decided here that the daemon could have decided.
+//!
+//! It is started with a listening Unix SEQPACKET socket as standard input, the pod's run-time directory as working
+//! directory and a file for its own complaints as standard error. Its arguments are for people who read `ps`.
+
+mod connection;
+mod container;
+mod log;
+mod requests;
+mod supervisor;
+
+use std::io;
+use std::process::ExitCode;
+
+use knarr_sys::signal;
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{DumpableBehavior, Signal};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("knarr-shim: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> io::Result<()> {
+    // Before anything else: a process of a container that has joined us half-way must never be able to open
+    // /proc/<us>/exe or our descriptors. The flag is inherited by every clone until its execve.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    rustix::thread::set_name(c"knarr-shim")?;
+    // Already leading a session is no harm.
+    let _ = rustix::process::setsid();
+    // All signals are blocked: none can end the shim but KILL, and a SIGPIPE or SIGXFSZ comes as an errno. The runtime
+    // empties the mask again in each process that it starts.
+    signal::set_mask(signal::Set::ALL)?;
+    let signals = signal::descriptor(signal::Set::of(&[Signal::CHILD.as_raw(), Signal::TERM.as_raw()]))?;
+
+    let listener = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::io::ioctl_fionbio(&listener, true)?;
+
+    supervisor::Supervisor::new(listener, signals, null)?.run()
+}
