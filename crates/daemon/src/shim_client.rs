@@ -1,1 +1,0 @@
-//! One pod's shim, seen from the daemon.
