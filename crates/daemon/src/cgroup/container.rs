@@ -1,0 +1,201 @@
+//! One container's cgroup, and the leaves below it in which execs run.
+//!
+//! It lives from just before the first process until the container is removed, so that what the kernel counted
+//! (OOM kills, CPU time) can still be asked when the process is gone. A new cgroup counts from zero.
+
+use super::{CgroupFds, Group, Sample, apply, join, sample};
+use knarr_model::resources::Resources;
+use knarr_model::{Error, ExecId};
+use knarr_sys::cgroup as sys;
+use rustix::io::Errno;
+
+/// How many names are tried for an exec's leaf when an earlier daemon's exec of that number still has processes.
+const EXEC_LEAF_NAMES: u32 = 64;
+
+/// Which devices a container may open and make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceAccess {
+    /// Every device: a privileged container.
+    All,
+    /// These and no other; rules as the v1 controller takes them ("c 1:3 rwm", "c 136:* rwm").
+    Only(Vec<String>),
+}
+
+/// One container's cgroup.
+#[derive(Debug, Clone)]
+pub struct ContainerCgroup {
+    group: Group,
+}
+
+impl ContainerCgroup {
+    pub(super) fn new(group: Group) -> Self {
+        Self { group }
+    }
+
+    pub(super) fn create(&self, resources: &Resources, devices: &DeviceAccess) -> Result<(), Error> {
+        if !self.group.make()? {
+            self.group.remove().map_err(|e| e.context("clear what an earlier attempt left"))?;
+            self.group.make()?;
+        }
+        self.allow_devices(devices)?;
+        let writes = self.group.shared.writes(&self.group.path, resources);
+        apply::set(&self.group.shared, &writes)
+    }
+
+    /// Absolute path in every hierarchy.
+    pub fn path(&self) -> String {
+        format!("/{}", self.group.path)
+    }
+
+    /// For [`knarr_model::plan::MountKind::Cgroup`]: each hierarchy's name in the container's /sys/fs/cgroup and the
+    /// container's directory on the host. Empty on pure v2, where the container mounts cgroup2 itself.
+    pub fn v1_paths(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let hierarchies = &self.group.shared.hierarchies;
+        if hierarchies.v1.is_empty() {
+            return Vec::new();
+        }
+        let all = hierarchies.v1.iter().chain([&hierarchies.tree]);
+        all.filter_map(|hierarchy| {
+            let mounted = hierarchy.mount_point.as_ref()?;
+            let name = mounted.file_name()?.as_encoded_bytes().to_vec();
+            Some((name, mounted.join(&self.group.path).into_os_string().into_encoded_bytes()))
+        })
+        .collect()
+    }
+
+    /// For the container's first process.
+    pub fn plan_fds(&self) -> Result<CgroupFds, Error> {
+        self.group.fds()
+    }
+
+    /// Changes the limits to exactly these; an error means that the old ones hold. Fails if the container uses more
+    /// memory than it may have from now on, where v2 would have killed it.
+    pub fn update(&self, resources: &Resources) -> Result<(), Error> {
+        resources.check()?;
+        if let Some(limit) = resources.memory_limit.and_then(|l| u64::try_from(l).ok())
+            && let Some(memory) = self.sample().memory
+            && memory.working_set > limit
+        {
+            return Err(Error::invalid(
+                "memory_limit_in_bytes",
+                format!("{limit} is less than the {} bytes in use", memory.working_set),
+            ));
+        }
+        apply::change(&self.group.shared.writes(&self.group.path, resources))
+    }
+
+    /// Makes a cgroup of its own for an exec, so that the exec can be killed as a whole. v1 hierarchies, where the
+    /// container's limits may be, have it in the container's own.
+    pub fn exec_leaf(&self, id: ExecId) -> Result<ExecLeaf, Error> {
+        let tree = self.group.shared.tree();
+        for attempt in 0..EXEC_LEAF_NAMES {
+            let suffix = if attempt == 0 { String::new() } else { format!("-{attempt}") };
+            let path = format!("{}/knarr-exec-{}{suffix}", self.group.path, id.0);
+            match rustix::fs::mkdirat(tree, path.as_str(), rustix::fs::Mode::from_raw_mode(0o755)) {
+                Ok(()) => {
+                    let leaf = Group { shared: self.group.shared.clone(), path };
+                    return Ok(ExecLeaf { leaf, container: self.group.clone() });
+                }
+                Err(Errno::EXIST) => {}
+                Err(Errno::NOENT | Errno::NODEV) => {
+                    return Err(Error::new(
+                        knarr_model::ErrorKind::FailedPrecondition,
+                        "the container is not running: its cgroup is gone",
+                    ));
+                }
+                Err(errno) => return Err(Error::internal(format!("make cgroup /{path}: {errno}"))),
+            }
+        }
+        Err(Error::internal(format!("no free name for exec {} below cgroup /{}", id.0, self.group.path)))
+    }
+
+    /// SIGKILL to every process, those of execs and of cgroups that the container made itself included.
+    pub fn kill(&self) -> Result<(), Error> {
+        self.group.kill()
+    }
+
+    /// Every process of the container, as the host numbers them.
+    pub fn processes(&self) -> Result<Vec<u32>, Error> {
+        self.group.processes()
+    }
+
+    /// How many of the container's processes the OOM killer took since the cgroup was made, whichever limit was the
+    /// cause. 0 where the kernel cannot say or the cgroup is gone.
+    pub fn oom_kills(&self) -> u64 {
+        let shared = &self.group.shared;
+        let count = |root, file: &str| {
+            let text = sys::read(root, &join(&self.group.path, file)).ok()?;
+            text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+        };
+        if shared.tree_has("memory") {
+            // The local file counts victims that lived in this very cgroup: a limit that the container set for a
+            // part of itself is its own affair.
+            let tree = shared.tree();
+            return count(tree, "memory.events.local").or_else(|| count(tree, "memory.events")).unwrap_or(0);
+        }
+        shared.v1_root("memory").and_then(|root| count(root, "memory.oom_control")).unwrap_or(0)
+    }
+
+    /// What it uses now.
+    pub fn sample(&self) -> Sample {
+        sample::take(&self.group.shared, &self.group.path)
+    }
+
+    /// Kills what is left and removes it in every hierarchy; goes on after errors. Nothing there is no error.
+    pub fn remove(&self) -> Result<(), Error> {
+        self.group.remove()
+    }
+
+    /// v1: nothing but the list, fail-closed. A cgroup v2 filter is a program that the plan carries, not a file.
+    fn allow_devices(&self, devices: &DeviceAccess) -> Result<(), Error> {
+        let Some(root) = self.group.shared.v1_root("devices") else { return Ok(()) };
+        let write = |file: &str, rule: &str| {
+            sys::write(root, &join(&self.group.path, file), rule)
+                .map_err(|e| Error::internal(format!("write {rule:?} to cgroup file /{}/{file}: {e}", self.group.path)))
+        };
+        match devices {
+            DeviceAccess::All => write("devices.allow", "a"),
+            DeviceAccess::Only(rules) => {
+                write("devices.deny", "a")?;
+                rules.iter().try_for_each(|rule| write("devices.allow", rule))
+            }
+        }
+    }
+}
+
+/// The cgroup of one exec.
+#[derive(Debug, Clone)]
+pub struct ExecLeaf {
+    leaf: Group,
+    container: Group,
+}
+
+impl ExecLeaf {
+    /// Absolute path in the cgroup2 hierarchy.
+    pub fn path(&self) -> String {
+        format!("/{}", self.leaf.path)
+    }
+
+    /// For the exec's process.
+    pub fn plan_fds(&self) -> Result<CgroupFds, Error> {
+        let mut fds = self.container.fds()?;
+        fds.into = sys::open_dir(self.leaf.shared.tree(), &self.leaf.path)
+            .map_err(|e| Error::internal(format!("open cgroup /{}: {e}", self.leaf.path)))?;
+        Ok(fds)
+    }
+
+    /// SIGKILL to everything that the exec started and that has not moved away.
+    pub fn kill(&self) -> Result<(), Error> {
+        self.leaf.kill()
+    }
+
+    /// Whether a process of the exec is left.
+    pub fn is_populated(&self) -> bool {
+        !sys::wait_until_empty(self.leaf.shared.tree(), &self.leaf.path, std::time::Duration::ZERO).unwrap_or(false)
+    }
+
+    /// Removes the leaf if nothing lives in it. What a background process still uses goes with the container.
+    pub fn remove(&self) {
+        let _ = sys::remove_tree(self.leaf.shared.tree(), &self.leaf.path);
+    }
+}
