@@ -8,6 +8,7 @@ mod call;
 pub mod capability;
 pub mod cgroup;
 pub mod fd_passing;
+pub mod file;
 pub mod mount;
 pub mod namespace;
 pub mod open;
