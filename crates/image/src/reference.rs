@@ -400,3 +400,202 @@ fn check_tag(tag: &str) -> Result<(), &'static str> {
         false => Err("the tag is not up to 128 letters, digits and _ . -"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SHA256: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[test]
+    fn short_names_mean_docker_hub() {
+        let cases = [
+            ("busybox", "docker.io/library/busybox:latest", "busybox:latest"),
+            ("busybox:1.37", "docker.io/library/busybox:1.37", "busybox:1.37"),
+            ("library/busybox", "docker.io/library/busybox:latest", "busybox:latest"),
+            ("docker.io/busybox", "docker.io/library/busybox:latest", "busybox:latest"),
+            ("index.docker.io/library/busybox", "docker.io/library/busybox:latest", "busybox:latest"),
+            ("grafana/loki:3", "docker.io/grafana/loki:3", "grafana/loki:3"),
+            ("docker.io/library/a/b", "docker.io/library/a/b:latest", "library/a/b:latest"),
+            ("docker.io/foo.com/bar", "docker.io/foo.com/bar:latest", "docker.io/foo.com/bar:latest"),
+            ("localhost/app", "localhost/app:latest", "localhost/app:latest"),
+            ("localhost:5000/app", "localhost:5000/app:latest", "localhost:5000/app:latest"),
+            ("UPPER/app", "UPPER/app:latest", "UPPER/app:latest"),
+            ("quay.io/a/b/c:x", "quay.io/a/b/c:x", "quay.io/a/b/c:x"),
+            ("registry:5000/app:v1", "registry:5000/app:v1", "registry:5000/app:v1"),
+            ("[::1]:5000/app", "[::1]:5000/app:latest", "[::1]:5000/app:latest"),
+            ("[2001:db8::1]/app", "[2001:db8::1]/app:latest", "[2001:db8::1]/app:latest"),
+            ("a__b/c-d--e.f_g", "docker.io/a__b/c-d--e.f_g:latest", "a__b/c-d--e.f_g:latest"),
+            ("app:_.-", "docker.io/library/app:_.-", "app:_.-"),
+        ];
+        for (text, full, familiar) in cases {
+            let reference = Reference::parse(text).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(reference.to_string(), full, "{text}");
+            assert_eq!(reference.familiar(), familiar, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_digest_decides_and_a_tag_beside_it_is_kept() {
+        let both = Reference::parse(&format!("busybox:1.37@{SHA256}")).expect("valid");
+        assert_eq!(both.tag.as_deref(), Some("1.37"));
+        assert_eq!(both.manifest_name(), SHA256);
+        assert_eq!(both.to_string(), format!("docker.io/library/busybox:1.37@{SHA256}"));
+        assert_eq!(both.repo_tag(), None);
+
+        let pinned = Reference::parse(&format!("busybox@{SHA256}")).expect("valid");
+        assert_eq!((pinned.tag.as_deref(), pinned.repo_tag()), (None, None));
+        assert_eq!(Reference::parse("busybox").expect("valid").pinned(Digest::parse(SHA256).expect("valid")), pinned);
+
+        let tagged = Reference::parse("busybox").expect("valid");
+        assert_eq!(tagged.repo_tag().as_deref(), Some("docker.io/library/busybox:latest"));
+    }
+
+    #[test]
+    fn hostile_and_broken_names_are_refused() {
+        let long = |n: usize| "a".repeat(n);
+        let cases = [
+            String::new(),
+            " ".into(),
+            "Busybox".into(),
+            "quay.io/Upper/x".into(),
+            "/busybox".into(),
+            "busybox/".into(),
+            "a//b".into(),
+            "quay.io/".into(),
+            "../etc/passwd".into(),
+            "quay.io/../../etc".into(),
+            "quay.io/a/..".into(),
+            "quay.io/./a".into(),
+            "a..b".into(),
+            "a___b".into(),
+            "a_.b".into(),
+            "-a".into(),
+            "a-".into(),
+            ".a".into(),
+            "busybox:".into(),
+            "busybox:-x".into(),
+            "busybox:.x".into(),
+            "busybox:a b".into(),
+            "busybox:a/b".into(),
+            "busybox:a:b".into(),
+            format!("busybox:{}", long(129)),
+            "busybox@".into(),
+            "busybox@sha256:".into(),
+            "busybox@sha256:abc".into(),
+            format!("busybox@{}", SHA256.to_uppercase()),
+            format!("busybox@{SHA256}@{SHA256}"),
+            format!("busybox@{SHA256}:tag"),
+            "busybox@md5:d41d8cd98f00b204e9800998ecf8427e".into(),
+            SHA256["sha256:".len()..].into(),
+            long(256),
+            format!("quay.io/{}", long(248)),
+            "user@quay.io/app".into(),
+            "https://quay.io/app".into(),
+            "quay.io:port/app".into(),
+            "quay.io:/app".into(),
+            "quay.io:65536/app".into(),
+            "quay.io:+80/app".into(),
+            "quay..io/app".into(),
+            "-quay.io/app".into(),
+            "quay.io./app".into(),
+            "[::1/app".into(),
+            "[quay.io]/app".into(),
+            "[::1]x/app".into(),
+            "[fe80::1%25eth0]/app".into(),
+            "quay.io/app?ns=x".into(),
+            "quay.io/app#x".into(),
+            "quay.io/app%2f".into(),
+            "quay.io/app\n".into(),
+            "quay.io/a\0b".into(),
+            "quay.io/\u{202e}app".into(),
+            "bücher/app".into(),
+            "quay.io/app\\..".into(),
+        ];
+        for text in cases {
+            assert!(Reference::parse(&text).is_err(), "{text:?} was taken");
+        }
+    }
+
+    #[test]
+    fn limits_are_met_exactly() {
+        assert!(Reference::parse(&format!("quay.io/{}", "a".repeat(247))).is_ok());
+        assert!(Reference::parse(&format!("busybox:{}", "a".repeat(128))).is_ok());
+        // `docker.io/library/` counts.
+        assert!(Reference::parse(&"a".repeat(255 - "docker.io/library/".len())).is_ok());
+        assert!(Reference::parse(&"a".repeat(256 - "docker.io/library/".len())).is_err());
+        let longest = format!("quay.io/{}:{}@sha512:{}", "a".repeat(247), "t".repeat(128), "0".repeat(128));
+        assert_eq!(longest.len(), REFERENCE_BYTES_MAX);
+        assert!(Reference::parse(&longest).is_ok());
+    }
+
+    #[test]
+    fn an_error_shows_only_the_beginning_of_a_long_name() {
+        let error = Reference::parse(&"é".repeat(100_000)).expect_err("too long");
+        assert!(error.to_string().len() < 400);
+    }
+
+    #[test]
+    fn digests_are_checked_over_pieces() {
+        for digest in
+            [Digest::sha256_of(b"hello world"), Digest::parse(&format!("sha512:{}", HELLO_512)).expect("valid")]
+        {
+            let mut verifier = digest.verifier();
+            verifier.update(b"hello ");
+            verifier.update(b"world");
+            assert_eq!(verifier.finish(), Ok(()), "{digest}");
+            assert!(!digest.matches(b"hello_world"));
+        }
+    }
+
+    const HELLO_512: &str = "309ecc489c12d6eb4cc40f50c902f2b4d0ed77ee511a7c7a9bcd3ca86d4cd86f\
+                             989dd35bc5ff499670da34255b45b0cfd830e81f605dcf7dc5542e93ae9cd76f";
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_name_or_an_error(text in "\\PC{0,300}") {
+            if let Ok(reference) = Reference::parse(&text) {
+                prop_assert_eq!(&Reference::parse(&reference.to_string()), &Ok(reference.clone()));
+                prop_assert_eq!(&Reference::parse(&reference.familiar()), &Ok(reference));
+            }
+        }
+
+        #[test]
+        fn every_valid_name_reads_back_from_both_its_forms(
+            registry in "(([a-z0-9]([a-z0-9-]{0,5}[a-z0-9])?\\.){1,3}[a-z]{2}|localhost|docker\\.io|X)(:[1-9][0-9]{0,3})?/|",
+            path in "(library/)?[a-z0-9]{1,8}(([._]|__|-{1,3})[a-z0-9]{1,4}){0,2}(/[a-z0-9]{1,8}(\\.[a-z]{1,3})?){0,2}",
+            tag in "(:[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,20})?",
+            digest in prop::option::of(any::<[u8; 32]>()),
+        ) {
+            // Without a registry, a dot in the first of several components would make that one the registry.
+            prop_assume!(!registry.is_empty() || !path.contains('/') || !path.contains('.'));
+            let digest = digest.map(|bytes| format!("@{}", Digest::from_sha256(&bytes))).unwrap_or_default();
+            let text = format!("{registry}{path}{tag}{digest}");
+            let reference = Reference::parse(&text).map_err(|error| TestCaseError::fail(error.to_string()))?;
+            prop_assert_eq!(&Reference::parse(&reference.to_string()), &Ok(reference.clone()));
+            prop_assert_eq!(&Reference::parse(&reference.familiar()), &Ok(reference.clone()));
+            prop_assert!(reference.tag.is_some() || reference.digest.is_some());
+        }
+
+        #[test]
+        fn what_is_taken_is_safe_in_a_url_and_a_path(text in "[a-zA-Z0-9./:@_%-]{0,60}") {
+            if let Ok(reference) = Reference::parse(&text) {
+                let hostile = |c: char| !c.is_ascii_alphanumeric() && !"._-/".contains(c);
+                prop_assert!(!reference.repository.contains(hostile));
+                prop_assert!(reference.repository.split('/').all(|part| !part.is_empty() && !part.starts_with('.')));
+                prop_assert!(!reference.registry.contains(['/', '@', '%', '?']));
+            }
+        }
+
+        #[test]
+        fn only_canonical_digests_are_taken(text in "(sha256|sha512|SHA256|md5)?:?[a-fA-F0-9/.]{60,130}") {
+            if let Ok(digest) = Digest::parse(&text) {
+                prop_assert_eq!(digest.as_str(), text.as_str());
+                prop_assert!(digest.hex().bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase()));
+                prop_assert_eq!(format!("{}:{}", digest.algorithm(), digest.hex()), text);
+            }
+        }
+    }
+}
