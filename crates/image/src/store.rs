@@ -1,1 +1,0 @@
-//! Images and layers on disk.
