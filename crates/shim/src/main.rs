@@ -17,9 +17,9 @@ mod supervisor;
 use std::io;
 use std::process::ExitCode;
 
-use knarr_sys::signal;
+use knarr_sys::{process, signal};
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{DumpableBehavior, Signal};
+use rustix::process::Signal;
 
 fn main() -> ExitCode {
     match run() {
@@ -34,8 +34,8 @@ fn main() -> ExitCode {
 fn run() -> io::Result<()> {
     // Before anything else: a process of a container that has joined us half-way must never be able to open
     // /proc/<us>/exe or our descriptors. The flag is inherited by every clone until its execve.
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    process::forbid_dumps()?;
+    process::become_subreaper()?;
     rustix::thread::set_name(c"knarr-shim")?;
     // Already leading a session is no harm.
     let _ = rustix::process::setsid();

@@ -67,10 +67,9 @@ fn set_up_pod(shim: &mut Supervisor, plan: &PodPlan, fds: &[OwnedFd]) -> Answer 
     }
     let run_dir = duplicate(fds, plan.run_dir).map_err(|errno| failed("take the run-time directory", errno, ""))?;
     let namespaces = knarr_runtime::set_up_pod(plan, fds).map_err(Reply::StartFailed)?;
-    // After the namespaces: their init must not inherit it. Without CAP_SYS_RESOURCE the value cannot go down; a shim
-    // that is killed first is worse than one that is not started at all.
-    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", plan.shim_oom_score_adj.to_string()) {
-        eprintln!("knarr-shim: set oom_score_adj to {}: {error}", plan.shim_oom_score_adj);
+    // After the namespaces: their init must not inherit it.
+    if let Err(errno) = knarr_sys::process::set_own_oom_score(plan.shim_oom_score_adj) {
+        eprintln!("knarr-shim: set own oom_score_adj to {}: {errno}", plan.shim_oom_score_adj);
     }
     let pod = shim.pod.insert(Pod { id: plan.id.clone(), namespaces, run_dir });
     let (flags, fds) = pod_fds(&pod.namespaces).map_err(|errno| failed("hand over the namespaces", errno, ""))?;

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use knarr_model::plan::Exit;
 use knarr_model::{ContainerId, ExecId, PodId};
 use knarr_runtime::{Child, PodNamespaces};
-use knarr_sys::signal;
+use knarr_sys::process::Ended;
+use knarr_sys::{process, signal};
 use knarr_wire::shim::exit_record::{DIRECTORY, ExitRecord};
 use knarr_wire::shim::{Event, Kind, Reply};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Signal, WaitOptions};
+use rustix::process::Signal;
 
 use crate::connection::{Connection, Gone};
 use crate::container::{Container, Scratch};
@@ -248,19 +249,11 @@ impl Supervisor {
     /// Takes every child that has ended. A pid cannot have been given to another process before it is taken here, so
     /// it is a safe name: there is one thread, and the runtime leaves nobody whom it does not hand over.
     fn reap(&mut self) {
-        loop {
-            let (pid, status) = match rustix::process::wait(WaitOptions::NOHANG) {
-                Ok(Some((pid, status))) => (pid.as_raw_nonzero().get() as u32, status),
-                Err(rustix::io::Errno::INTR) => continue,
-                Ok(None) | Err(_) => return,
-            };
-            let exit = match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => Exit { code, signal: None, finished_at: unix_nanoseconds() },
-                (None, Some(signal)) => {
-                    Exit { code: 128 + signal, signal: Some(signal as u8), finished_at: unix_nanoseconds() }
-                }
-                // Stopped and continued are not asked for.
-                (None, None) => continue,
+        while let Ok(Some((pid, ended))) = process::reap_any() {
+            let finished_at = unix_nanoseconds();
+            let exit = match ended {
+                Ended::Exited(code) => Exit { code, signal: None, finished_at },
+                Ended::Killed(signal) => Exit { code: 128 + signal, signal: Some(signal as u8), finished_at },
             };
             self.on_exit(pid, exit);
         }

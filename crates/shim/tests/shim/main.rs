@@ -1,0 +1,8 @@
+//! The shim as it is, in a process of its own, with the runtime as it is, called as the daemon calls it. Needs root.
+
+mod pod;
+
+mod daemons;
+mod execs;
+mod life;
+mod logs;

@@ -1,0 +1,82 @@
+// What the tests run in containers: one static program, told by its first argument what to do.
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static void pause_ms(long ms) {
+    struct timespec t = { ms / 1000, ms % 1000 * 1000000 };
+    nanosleep(&t, NULL);
+}
+
+int main(int argc, char **argv) {
+    const char *what = argc > 1 ? argv[1] : "";
+    long n = argc > 2 ? atol(argv[2]) : 0;
+    long m = argc > 3 ? atol(argv[3]) : 0;
+    if (!strcmp(what, "lines")) { // n lines on each output, as fast as it goes
+        for (long i = 0; i < n; i++) {
+            printf("out %ld\n", i);
+            fprintf(stderr, "err %ld\n", i);
+        }
+        return 0;
+    }
+    if (!strcmp(what, "exit")) return n;
+    if (!strcmp(what, "sleep")) { // n ms, then exit m
+        pause_ms(n);
+        return m;
+    }
+    if (!strcmp(what, "cat")) {
+        char buffer[4096];
+        ssize_t got;
+        while ((got = read(0, buffer, sizeof buffer)) > 0)
+            if (write(1, buffer, got) != got) return 1;
+        return 0;
+    }
+    if (!strcmp(what, "ticks")) { // n lines, one each m ms
+        for (long i = 0; i < n; i++) {
+            printf("%ld\n", i);
+            fflush(stdout);
+            pause_ms(m);
+        }
+        return 0;
+    }
+    if (!strcmp(what, "background")) { // ends at once; a child speaks after n ms
+        puts("parent");
+        fflush(stdout);
+        if (fork() == 0) {
+            pause_ms(n);
+            puts("child");
+        }
+        return 0;
+    }
+    if (!strcmp(what, "prompt")) {
+        printf("name? ");
+        fflush(stdout);
+        pause_ms(n);
+        return 0;
+    }
+    if (!strcmp(what, "tty")) {
+        printf("tty %d%d%d\n", isatty(0), isatty(1), isatty(2));
+        return 0;
+    }
+    if (!strcmp(what, "signals")) { // blocked signals, then ignored ones
+        sigset_t blocked;
+        sigprocmask(SIG_SETMASK, NULL, &blocked);
+        for (int s = 1; s < 64; s++) {
+            struct sigaction action;
+            if (sigismember(&blocked, s) == 1) printf("blocked %d\n", s);
+            if (sigaction(s, NULL, &action) == 0 && action.sa_handler == SIG_IGN) printf("ignored %d\n", s);
+        }
+        puts("clean");
+        return 0;
+    }
+    if (!strcmp(what, "reopen")) { // writes to its output by path
+        FILE *out = fopen("/proc/self/fd/1", "w");
+        if (!out) return 1;
+        fputs("by path\n", out);
+        return fclose(out) ? 2 : 0;
+    }
+    return 99;
+}
