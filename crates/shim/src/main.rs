@@ -36,6 +36,8 @@ fn run() -> io::Result<()> {
     // /proc/<us>/exe or our descriptors. The flag is inherited by every clone until its execve.
     process::forbid_dumps()?;
     process::become_subreaper()?;
+    // The daemon opens nothing without this flag; a library of its may, and a container must not get that.
+    process::close_on_exec_from(3)?;
     rustix::thread::set_name(c"knarr-shim")?;
     // Already leading a session is no harm.
     let _ = rustix::process::setsid();

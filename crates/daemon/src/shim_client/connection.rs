@@ -77,6 +77,11 @@ impl Caller {
         }
     }
 
+    /// The task has ended.
+    pub fn is_closed(&self) -> bool {
+        self.calls.is_closed()
+    }
+
     /// The shim answered something that is no answer to this.
     pub fn unexpected(&self, reply: Reply) -> Error {
         match reply {

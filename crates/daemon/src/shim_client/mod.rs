@@ -62,7 +62,8 @@ pub struct ShimClient {
     shim: ShimIs,
 }
 
-/// What the shim says unasked.
+/// What the shim says unasked. It must be read all the time, by somebody who does not wait for a call meanwhile: the
+/// replies come after the events that the shim sent before them, and those wait when nobody reads.
 #[derive(Debug)]
 pub struct Events(mpsc::Receiver<Event>);
 
@@ -159,7 +160,7 @@ impl ShimClient {
     /// Starts the shim of `pod` and connects to it.
     ///
     /// `exe` is what [`sealed_executable`] gave. `run_dir` is the pod's run-time directory, 0700; the socket is made
-    /// in it. `log` takes what the shim has to complain about; nothing in it is needed later.
+    /// in it; where a shim listens already, the call fails. `log` takes what the shim has to complain about; nothing in it is needed later.
     pub async fn spawn(
         exe: BorrowedFd<'_>,
         pod: &PodId,
@@ -194,6 +195,11 @@ impl ShimClient {
     /// Who the shim says it is.
     pub fn shim(&self) -> &ShimIs {
         &self.shim
+    }
+
+    /// The connection is lost; every call fails.
+    pub fn is_closed(&self) -> bool {
+        self.caller.is_closed()
     }
 
     /// Makes the pod's namespaces; once in a shim's life.
@@ -317,6 +323,10 @@ fn unavailable(pod: &PodId, what: std::fmt::Arguments<'_>) -> Error {
 /// it could only deadlock.
 fn spawn_blocking(exe: &OwnedFd, pod: &PodId, run_dir: &Path, log: Option<File>) -> io::Result<(Child, OwnedFd)> {
     let (_directory, address) = address(run_dir)?;
+    // Two shims of one pod would each know half of it.
+    if connect(run_dir).is_ok() {
+        return Err(io::Error::other("there is one already"));
+    }
     match rustix::fs::unlink(run_dir.join(SOCKET)) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => {}
         Err(errno) => return Err(errno.into()),

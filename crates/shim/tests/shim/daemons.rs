@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use knarr_daemon::shim_client::ShimClient;
+use knarr_daemon::shim_client::{ShimClient, sealed_executable};
 use knarr_model::ErrorKind;
 use knarr_wire::cri_log::Stream;
 use knarr_wire::shim::codec::encode;
@@ -136,6 +136,29 @@ async fn nonsense_ends_the_connection_and_not_the_shim() {
     assert!(String::from_utf8_lossy(&buffer).contains("unknown to this version"));
     drop(socket);
     pod.reconnect().await.stop().await;
+}
+
+#[tokio::test]
+async fn a_pod_has_one_shim() {
+    needs_root!();
+    let pod = TestPod::start().await;
+    let exe = sealed_executable(Path::new(env!("CARGO_BIN_EXE_knarr-shim"))).unwrap();
+    let error = ShimClient::spawn(exe.as_fd(), &pod.id, pod.directory.path(), None).await.unwrap_err();
+    assert!(error.message.contains("already"), "{error}");
+    pod.reconnect().await.stop().await;
+}
+
+#[tokio::test]
+async fn a_socket_that_a_dead_shim_has_left_is_in_nobodys_way() {
+    needs_root!();
+    let pod = TestPod::start().await;
+    let shim = Pid::from_raw(pod.client.shim().pid as i32).unwrap();
+    rustix::process::kill_process(shim, Signal::KILL).unwrap();
+    until("the connection is lost", || pod.client.is_closed()).await;
+    assert!(pod.directory.path().join("shim.sock").exists());
+    let exe = sealed_executable(Path::new(env!("CARGO_BIN_EXE_knarr-shim"))).unwrap();
+    let (client, _events) = ShimClient::spawn(exe.as_fd(), &pod.id, pod.directory.path(), None).await.unwrap();
+    client.shutdown(false).await.unwrap();
 }
 
 #[tokio::test]

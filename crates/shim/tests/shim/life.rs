@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use knarr_daemon::shim_client::sealed_executable;
 use knarr_model::ErrorKind;
+use knarr_model::plan::Namespace;
 use knarr_wire::cri_log::Stream;
 use knarr_wire::shim::exit_record::ExitRecord;
 use rustix::process::{Pid, Signal};
@@ -69,6 +70,64 @@ async fn a_program_that_is_not_there_fails_the_start() {
     assert!(error.contains("No such file"), "{error}");
     assert!(pod.log_path(&plan.id).exists(), "kubelet looks for the log of a container that did not start");
     assert!(pod.client.list_containers().await.unwrap().containers.is_empty());
+    pod.stop().await;
+}
+
+#[tokio::test]
+async fn an_environment_of_more_than_a_mebibyte_arrives() {
+    needs_root!();
+    let mut pod = TestPod::start().await;
+    let mut plan = pod.plan(&["environment"]);
+    plan.process.env = (0..12).map(|n| format!("V{n:03}={}", "x".repeat(99_995)).into_bytes()).collect();
+    pod.start_container(&plan).await.unwrap();
+    assert_eq!(pod.exit_of(&plan.id).await.code, 0);
+    assert_eq!(output(&pod.log(&plan.id), Stream::Stdout), "1200000\n");
+    pod.stop().await;
+}
+
+#[tokio::test]
+async fn the_end_of_the_pods_init_is_told_and_is_the_end_of_its_containers() {
+    needs_root!();
+    let mut pod = TestPod::without_pod().await;
+    let up = pod.set_up_with(|plan| plan.shared_pid = true).await.unwrap();
+    let mut plan = pod.plan(&["sleep", "60000"]);
+    plan.pid_ns = Namespace::Pod;
+    pod.start_container(&plan).await.unwrap();
+    rustix::process::pidfd_send_signal(up.pid_init.unwrap(), Signal::KILL).unwrap();
+    assert_eq!(pod.exit_of_pod_init().await.code, 137);
+    assert_eq!(pod.exit_of(&plan.id).await.code, 137);
+    assert!(pod.client.list_containers().await.unwrap().pod.unwrap().pid_init.is_none());
+    pod.stop().await;
+}
+
+#[tokio::test]
+async fn a_pods_init_ends_with_the_shim() {
+    needs_root!();
+    let pod = TestPod::without_pod().await;
+    let up = pod.set_up_with(|plan| plan.shared_pid = true).await.unwrap();
+    pod.stop().await;
+    assert!(rustix::process::pidfd_send_signal(up.pid_init.unwrap(), Signal::KILL).is_err());
+}
+
+#[tokio::test]
+async fn a_container_can_share_the_processes_of_another() {
+    needs_root!();
+    let mut pod = TestPod::start().await;
+    let (target, _) = pod.run(&["sleep", "60000"]).await;
+    let mut plan = pod.plan(&["sleep", "60000"]);
+    plan.pid_ns = Namespace::Of(target.clone());
+    let started = pod.start_container(&plan).await.unwrap();
+    let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).unwrap();
+    let state = pod.client.list_containers().await.unwrap();
+    let (entry, pidfd) = state.containers.iter().find(|(entry, _)| entry.id == target).unwrap();
+    assert_eq!(namespace(started.pid), namespace(entry.pid));
+
+    rustix::process::pidfd_send_signal(pidfd.as_ref().unwrap(), Signal::KILL).unwrap();
+    pod.exit_of(&target).await;
+    assert_eq!(pod.exit_of(&plan.id).await.code, 137);
+    let mut plan = pod.plan(&["exit", "0"]);
+    plan.pid_ns = Namespace::Of(target);
+    assert!(pod.start_container(&plan).await.is_err(), "the other is gone");
     pod.stop().await;
 }
 

@@ -104,9 +104,13 @@ impl TestPod {
     }
 
     pub async fn set_up(&self) -> Result<PodUp, StartError> {
+        self.set_up_with(|_| ()).await
+    }
+
+    pub async fn set_up_with(&self, change: impl FnOnce(&mut PodPlan)) -> Result<PodUp, StartError> {
         let run_dir = File::open(self.directory.path()).unwrap();
         let base_mount_ns = knarr_sys::namespace::make_base_mount_ns().unwrap();
-        let plan = PodPlan {
+        let mut plan = PodPlan {
             id: self.id.clone(),
             base_mount_ns: FdIndex(0),
             run_dir: FdIndex(1),
@@ -120,6 +124,7 @@ impl TestPod {
             files: vec![],
             shim_oom_score_adj: 0,
         };
+        change(&mut plan);
         self.client.set_up_pod(plan, vec![base_mount_ns, run_dir.into()]).await
     }
 
@@ -223,6 +228,15 @@ impl TestPod {
     pub async fn exit_of(&mut self, container: &ContainerId) -> Exit {
         let wanted = |event: &Event| match event {
             Event::Exited { container: id, exit } if id == container => Some(*exit),
+            _ => None,
+        };
+        self.hear(wanted).await
+    }
+
+    /// Waits for the end of the pod's init.
+    pub async fn exit_of_pod_init(&mut self) -> Exit {
+        let wanted = |event: &Event| match event {
+            Event::PodInitExited { exit } => Some(*exit),
             _ => None,
         };
         self.hear(wanted).await
