@@ -30,13 +30,19 @@ pub fn sha256(bytes: &[u8]) -> String {
 
 /// An uncompressed tar with these regular files, 0644, owned by root, made at the epoch, no parent directories.
 pub fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let files: Vec<_> = files.iter().map(|&(path, content)| (path, 0o644, content)).collect();
+    tar_with(&files)
+}
+
+/// The same with permission bits for each file.
+pub fn tar_with(files: &[(&str, u32, &[u8])]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
-    for (path, content) in files {
+    for &(path, mode, content) in files {
         let mut header = tar::Header::new_ustar();
         header.set_size(content.len() as u64);
-        header.set_mode(0o644);
+        header.set_mode(mode);
         header.set_entry_type(tar::EntryType::Regular);
-        builder.append_data(&mut header, path, *content).expect("a path that fits a tar header");
+        builder.append_data(&mut header, path, content).expect("a path that fits a tar header");
     }
     builder.into_inner().expect("writing to memory")
 }
