@@ -2,4 +2,5 @@
 
 pub mod beneath;
 pub mod capability;
+pub mod seccomp;
 pub mod users;
