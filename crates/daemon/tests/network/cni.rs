@@ -1,0 +1,1 @@
+//! CNI with Debian's plugins and with hostile ones.

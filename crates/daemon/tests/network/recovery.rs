@@ -1,0 +1,1 @@
+//! What a new daemon makes of what an earlier one left.
