@@ -14,7 +14,7 @@ mod interpreter;
 mod profile;
 
 pub use compile::Compiler;
-pub use profile::{Profile, load, parse};
+pub use profile::{KernelVersion, Profile, load, parse};
 
 use knarr_model::Error;
 use knarr_model::spec::{Profile as Asked, Security};

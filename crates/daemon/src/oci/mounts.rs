@@ -1,0 +1,108 @@
+//! What is mounted in a container, and in which order.
+//!
+//! First what every container has, then the pod's files and the volumes together, those with fewer parts in their
+//! path first, so that no volume hides one that lies below it. A volume replaces what would be at the same place.
+
+use super::{Inputs, cleaned};
+use knarr_model::spec::{Mount as Volume, MountSource, Propagation};
+use oci_spec::runtime::Mount;
+
+/// A mount that every container has.
+type DefaultMount = (&'static str, &'static str, &'static str, &'static [&'static str]);
+
+const DEFAULTS: [DefaultMount; 6] = [
+    ("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+    ("/dev", "tmpfs", "tmpfs", &["nosuid", "mode=755", "size=65536k"]),
+    ("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+    ("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+    ("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev"]),
+    ("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime"]),
+];
+
+/// Of the defaults, those that a container that is not privileged cannot write to.
+const READ_ONLY: [&str; 2] = ["/sys", "/sys/fs/cgroup"];
+
+/// Files that a pod's containers share, by place and name.
+const POD_FILES: [(&str, &str); 3] =
+    [("/etc/hostname", "hostname"), ("/etc/hosts", "hosts"), ("/etc/resolv.conf", "resolv.conf")];
+
+/// Everything to mount, in order.
+pub(super) fn mounts(inputs: &Inputs<'_>) -> Vec<Mount> {
+    let volumes = &inputs.container.mounts;
+    let taken: Vec<String> = volumes.iter().map(|volume| cleaned(&volume.container_path)).collect();
+    let whole_dev = taken.iter().any(|place| place == "/dev");
+    let free = |place: &str| !taken.iter().any(|other| other == place);
+
+    let mut mounts: Vec<Mount> = DEFAULTS
+        .iter()
+        .filter(|(place, ..)| free(place) && !(whole_dev && place.starts_with("/dev/")))
+        .map(|default| default_mount(default, inputs.container.security.privileged))
+        .collect();
+    let mut placed: Vec<(String, Mount)> = of_pod(inputs).into_iter().filter(|(place, _)| free(place)).collect();
+    placed.extend(taken.iter().cloned().zip(volumes.iter().map(volume)));
+    // Stable: volumes with as many parts stay in the order of the request.
+    placed.sort_by_key(|(place, _)| place.split('/').filter(|part| !part.is_empty()).count());
+    mounts.extend(placed.into_iter().map(|(_, mount)| mount));
+    mounts
+}
+
+/// How mounts in the container and on the host see each other at the root: foreign runtimes must make the root at
+/// least as open as the most open volume.
+pub(super) fn rootfs_propagation(volumes: &[Volume]) -> Option<&'static str> {
+    let any = |wanted| volumes.iter().any(|volume| volume.propagation == wanted);
+    match (any(Propagation::Bidirectional), any(Propagation::HostToContainer)) {
+        (true, _) => Some("rshared"),
+        (false, true) => Some("rslave"),
+        (false, false) => None,
+    }
+}
+
+fn default_mount((place, kind, source, options): &DefaultMount, privileged: bool) -> Mount {
+    let writable = privileged || !READ_ONLY.contains(place);
+    let options = options.iter().copied().chain((!writable).then_some("ro"));
+    mount(place, kind, source, options.map(str::to_owned).collect())
+}
+
+/// The pod's /dev/shm and the files that kubelet does not bring.
+fn of_pod(inputs: &Inputs<'_>) -> Vec<(String, Mount)> {
+    let access = if inputs.container.security.read_only_rootfs { "ro" } else { "rw" };
+    let bind = |place: &str, source: &str, access: &str| {
+        let options = ["rbind", "rprivate", access].map(str::to_owned).to_vec();
+        (place.to_owned(), mount(place, "bind", source, options))
+    };
+    let shm = if inputs.container.security.host_ipc { "/dev/shm".to_owned() } else { inputs.pod_dir.shm() };
+    let mut of_pod: Vec<_> =
+        POD_FILES.iter().map(|(place, name)| bind(place, &inputs.pod_dir.file(name), access)).collect();
+    of_pod.push(bind("/dev/shm", &shm, "rw"));
+    of_pod
+}
+
+fn volume(volume: &Volume) -> Mount {
+    let propagation = match volume.propagation {
+        Propagation::Private => "rprivate",
+        Propagation::HostToContainer => "rslave",
+        Propagation::Bidirectional => "rshared",
+    };
+    let access = match (volume.recursive_read_only, volume.read_only) {
+        (true, _) => "rro",
+        (false, true) => "ro",
+        (false, false) => "rw",
+    };
+    let source = match &volume.source {
+        MountSource::Host(path) => path.as_str(),
+        MountSource::Image { image, .. } => image.as_str(),
+    };
+    mount(&volume.container_path, "bind", source, ["rbind", propagation, access].map(str::to_owned).to_vec())
+}
+
+fn mount(place: &str, kind: &str, source: &str, options: Vec<String>) -> Mount {
+    let mut mount = Mount::default();
+    mount
+        .set_destination(place.into())
+        .set_typ(Some(kind.to_owned()))
+        .set_source(Some(source.into()))
+        .set_options(Some(options))
+        .set_uid_mappings(None)
+        .set_gid_mappings(None);
+    mount
+}
