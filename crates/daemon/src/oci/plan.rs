@@ -3,6 +3,7 @@
 //! What a specification can say and a plan cannot is an error here, never left out in silence: something that adjusts
 //! containers would otherwise believe that it had.
 
+use super::pod::log_path;
 use super::process::{exec_environment, mask_of};
 use super::{PodDir, devices};
 use knarr_model::plan::{
@@ -50,8 +51,11 @@ pub struct ExecRequest {
 
 /// Where a container's input and output go.
 pub fn stdio(pod: &PodSpec, container: &ContainerSpec) -> StdioPlan {
-    let log_path = crate::rpc::convert::container_log_path(pod, container);
-    StdioPlan { log_path: log_path.into_bytes(), stdin: container.stdin, stdin_once: container.stdin_once }
+    StdioPlan {
+        log_path: log_path(pod, container).into_bytes(),
+        stdin: container.stdin,
+        stdin_once: container.stdin_once,
+    }
 }
 
 /// Compiles the specification of a container.

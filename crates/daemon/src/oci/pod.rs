@@ -1,6 +1,6 @@
-//! What a pod as a whole is given: its files and its sysctls, as the pod's plan takes them.
+//! What follows from a pod as a whole: its files and sysctls, as the pod's plan takes them, and where its logs are.
 
-use knarr_model::spec::{DnsConfig, PodSpec};
+use knarr_model::spec::{ContainerSpec, DnsConfig, PodSpec};
 use std::net::IpAddr;
 
 /// Bytes of the host's resolv.conf or hosts that a pod gets; what is beyond is cut at a line.
@@ -93,6 +93,14 @@ fn hosts(hostname: &str, ips: &[IpAddr]) -> Vec<u8> {
         text.push_str(&format!("{ip}\t{hostname}\n"));
     }
     text.into_bytes()
+}
+
+/// The absolute path of a container's log; empty when there is none.
+pub fn log_path(pod: &PodSpec, container: &ContainerSpec) -> String {
+    if pod.log_directory.is_empty() || container.log_path.is_empty() {
+        return String::new();
+    }
+    format!("{}/{}", pod.log_directory.trim_end_matches('/'), container.log_path)
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub use image::{ImageFacts, image, uid_or_username};
 pub use pod::pod_spec;
 pub use resources::{linux_container_resources, merge, resources};
 pub use signal::{signal_from_cri, signal_to_cri};
-pub use view::{container, container_log_path, container_status, pod_sandbox, pod_sandbox_status};
+pub use view::{container, container_status, pod_sandbox, pod_sandbox_status};
 
 /// Bytes of a pod's or container's metadata.name, .namespace or .uid. Kubernetes stops at 253.
 pub const NAME_BYTES_MAX: usize = 512;

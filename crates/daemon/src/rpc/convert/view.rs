@@ -5,6 +5,7 @@
 use super::pod::namespace_options;
 use super::resources::linux_container_resources;
 use super::signal::signal_to_cri;
+use crate::oci::pod::log_path;
 use knarr_cri_api::v1;
 use knarr_model::PodId;
 use knarr_model::spec::{ContainerSpec, IdMap, Mount, MountSource, PodSpec, Propagation};
@@ -82,7 +83,7 @@ pub fn container_status(pod: &PodView, container: &ContainerView, image_ref: &st
         labels: hash_map(&spec.labels),
         annotations: hash_map(&spec.annotations),
         mounts: spec.mounts.iter().map(mount).collect(),
-        log_path: container_log_path(&pod.spec, spec),
+        log_path: log_path(&pod.spec, spec),
         resources: Some(v1::ContainerResources {
             linux: Some(linux_container_resources(&container.resources)),
             windows: None,
@@ -97,14 +98,6 @@ pub fn container_status(pod: &PodView, container: &ContainerView, image_ref: &st
         }),
         stop_signal: signal_to_cri(resolved.stop_signal) as i32,
     }
-}
-
-/// The absolute path of a container's log; empty when there is none.
-pub fn container_log_path(pod: &PodSpec, container: &ContainerSpec) -> String {
-    if pod.log_directory.is_empty() || container.log_path.is_empty() {
-        return String::new();
-    }
-    format!("{}/{}", pod.log_directory.trim_end_matches('/'), container.log_path)
 }
 
 /// What a state knows of a container's life, with the protocol's zeros for what has not happened.
