@@ -16,6 +16,7 @@ use oci_spec::runtime::{
     Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Mount, PosixRlimitType, Process, Spec,
 };
 use rustix::mount::{MountFlags, MountPropagationFlags};
+use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -248,11 +249,16 @@ fn devices(linux: &Linux) -> Result<Vec<DevicePlan>, Error> {
             gid: 0,
         })
         .collect();
+    // A host can have tens of thousands, and a privileged container has them all.
+    let mut places: HashMap<Vec<u8>, usize> =
+        plans.iter().enumerate().map(|(place, plan)| (plan.path.clone(), place)).collect();
     for device in linux.devices().iter().flatten() {
         let plan = self::device(device)?;
-        match plans.iter_mut().find(|known| known.path == plan.path) {
-            Some(known) => *known = plan,
-            None => plans.push(plan),
+        if let Some(place) = places.get(&plan.path) {
+            plans[*place] = plan;
+        } else {
+            places.insert(plan.path.clone(), plans.len());
+            plans.push(plan);
         }
     }
     Ok(plans)

@@ -7,6 +7,7 @@ use knarr_model::Error;
 use oci_spec::runtime::{
     Capabilities, Capability, LinuxCapabilities, LinuxCapabilitiesBuilder, Process, User, UserBuilder,
 };
+use std::collections::HashMap;
 use std::str::FromStr as _;
 
 /// What is searched for programs when the image does not say: Docker's list.
@@ -60,24 +61,30 @@ fn arguments(inputs: &Inputs<'_>) -> Result<Vec<String>, Error> {
 
 /// NAME=value entries in the order in which the names first came up; the last value of a name counts.
 #[derive(Debug, Default)]
-struct Environment(Vec<(String, String)>);
+struct Environment {
+    entries: Vec<(String, String)>,
+    /// Where each name stands: requests may have tens of thousands.
+    places: HashMap<String, usize>,
+}
 
 impl Environment {
     fn set(&mut self, name: &str, value: &str) {
-        match self.0.iter_mut().find(|(known, _)| known == name) {
-            Some((_, old)) => value.clone_into(old),
-            None => self.0.push((name.to_owned(), value.to_owned())),
+        if let Some(place) = self.places.get(name) {
+            value.clone_into(&mut self.entries[*place].1);
+        } else {
+            self.places.insert(name.to_owned(), self.entries.len());
+            self.entries.push((name.to_owned(), value.to_owned()));
         }
     }
 
     fn set_default(&mut self, name: &str, value: &str) {
-        if !self.0.iter().any(|(known, _)| known == name) {
+        if !self.places.contains_key(name) {
             self.set(name, value);
         }
     }
 
     fn into_entries(self) -> Vec<String> {
-        self.0.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+        self.entries.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
     }
 }
 

@@ -144,7 +144,7 @@ struct PasswdEntry<'a> {
 /// Lines of passwd or group files as fields. Comments and the `+`/`-` lines of NIS are none.
 fn lines(file: &[u8]) -> impl Iterator<Item = Vec<&str>> {
     file.split(|b| *b == b'\n')
-        .filter(|line| line.len() <= LINE_BYTES_MAX && !line.starts_with(b"#"))
+        .filter(|line| (1..=LINE_BYTES_MAX).contains(&line.len()) && !line.starts_with(b"#"))
         .filter(|line| !line.starts_with(b"+") && !line.starts_with(b"-"))
         .filter_map(|line| std::str::from_utf8(line).ok())
         .map(|line| line.trim_end_matches('\r').split(':').collect())
