@@ -13,6 +13,7 @@ pub mod capability;
 pub mod devices;
 #[cfg(test)]
 mod golden;
+mod host;
 mod label;
 mod mounts;
 mod plan;
