@@ -163,11 +163,10 @@ impl Network {
     /// Makes the directories, reads what earlier lives left and starts watching links and the CNI directory. Must run in
     /// the host's mount and network namespaces; nothing is put on the host's network before the first pod.
     pub async fn open(config: NetworkConfig) -> Result<Arc<Network>, Error> {
-        let links = builtin::departures::listen().map_err(|e| Error::internal(format!("listening for links: {e}")))?;
         let network = blocking(move || Self::read(config)).await??;
         let departures = network.builtin.departures.clone();
         let tasks = [
-            tokio::spawn(departures.watch(links)),
+            tokio::spawn(departures.watch()),
             tokio::spawn(watch_cni(network.me.clone())),
             tokio::spawn(care(network.me.clone())),
         ];
@@ -237,10 +236,6 @@ impl Network {
         let pod = pod.clone();
         finish(async move {
             let network = held.network.clone();
-            // A pod that is attached already is one whose daemon died before it wrote that down.
-            if let Err(error) = network.undo(&pod).await {
-                tracing::warn!(pod = %pod.id, %error, "undoing an earlier attachment");
-            }
             let attached = network.attach_alone(&pod, netns, &held.turn.cancel).await;
             if attached.is_err()
                 && let Err(error) = network.undo_failed(&pod).await
@@ -258,10 +253,14 @@ impl Network {
         netns: OwnedFd,
         cancel: &CancellationToken,
     ) -> Result<Attachment, Error> {
-        let network = self.clone();
-        let changed = blocking(move || network.cni.reload()).await?;
+        let (network, id) = (self.clone(), pod.id.clone());
+        let (changed, leftovers) = blocking(move || (network.cni.reload(), network.records.has(&id))).await?;
         if changed {
             self.cni_changed.notify_one();
+        }
+        // A pod that is attached already is one whose daemon died before it wrote that down.
+        if leftovers && let Err(error) = self.undo(pod).await {
+            tracing::warn!(pod = %pod.id, %error, "undoing an earlier attachment");
         }
         match self.cni.choice() {
             Choice::Networks(networks) => self.attach_cni(pod, networks, netns, cancel).await,
@@ -370,20 +369,25 @@ impl Network {
 
     async fn undo(self: &Arc<Self>, pod: &PodIdentity) -> Result<(), Error> {
         let (network, id) = (self.clone(), pod.id.clone());
-        let (record, torn) = blocking(move || {
+        let begun = blocking(move || {
             let record = network.records.read(&id);
-            let torn = record.is_none() && network.records.has(&id);
-            (record, torn)
+            match &record {
+                Some(record) if record.mechanism == Mechanism::Builtin => {
+                    Err(network.undo_blocking(&id, record.netns_inode, true, Vec::new()))
+                }
+                _ => Ok((network.records.has(&id), record)),
+            }
         })
         .await?;
-        let mut errors = Vec::new();
-        if record.as_ref().is_none_or(|record| record.mechanism != Mechanism::Builtin) {
-            errors.extend(self.undo_cni(pod, record.as_ref(), torn).await);
-        }
+        let (has_file, record) = match begun {
+            Err(done) => return done,
+            Ok(by_cni_or_unknown) => by_cni_or_unknown,
+        };
+        let torn = has_file && record.is_none();
+        let errors = self.undo_cni(pod, record.as_ref(), torn).await;
         let (network, id) = (self.clone(), pod.id.clone());
         let inode = record.as_ref().and_then(|record| record.netns_inode);
-        let cni = record.is_some_and(|record| record.mechanism != Mechanism::Builtin);
-        blocking(move || network.undo_blocking(&id, inode, cni, errors)).await?
+        blocking(move || network.undo_blocking(&id, inode, record.is_none(), errors)).await?
     }
 
     /// DEL with what the record and the cache know. Without either there was no ADD. With a torn record there may have
@@ -414,8 +418,14 @@ impl Network {
     }
 
     /// What is undone without plugins. The record goes last, and only if nothing is left that it would be needed for.
-    fn undo_blocking(&self, pod: &PodId, inode: Option<u64>, cni: bool, mut errors: Vec<Error>) -> Result<(), Error> {
-        if !cni {
+    fn undo_blocking(
+        &self,
+        pod: &PodId,
+        inode: Option<u64>,
+        builtin: bool,
+        mut errors: Vec<Error>,
+    ) -> Result<(), Error> {
+        if builtin {
             errors.extend(self.builtin.detach(pod, inode));
         }
         let unpinned = self.pins.unpin(pod);

@@ -20,6 +20,8 @@ use tokio::io::unix::AsyncFd;
 const HELD_LINK_DEADLINE: Duration = Duration::from_secs(5);
 /// How long until a link that could not be deleted is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(30);
+/// How long notifications are listened to when no link is awaited any more: on a busy node the next one is near.
+const LINGER_TIME: Duration = Duration::from_secs(1);
 /// Bytes of notifications that may wait: about 1.5 KiB each, so 1000 links going at once. An overflow is noticed and
 /// made good by asking for each link.
 const NOTIFICATION_BYTES: usize = 2 * 1024 * 1024;
@@ -88,34 +90,47 @@ impl Departures {
         }
     }
 
-    /// Listens until the task is dropped.
-    pub async fn watch(self: Arc<Self>, socket: AsyncFd<Socket>) {
-        let mut buffer = Vec::new();
+    /// Waits for links to go until the task is dropped. Listens only while one is awaited: links come and go for reasons
+    /// that are none of ours.
+    pub async fn watch(self: Arc<Self>) {
         loop {
-            let deadline = self.lock().values().map(|leaving| leaving.deadline).min();
-            let overdue = async {
-                match deadline {
-                    Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-                    None => std::future::pending().await,
+            self.wake.notified().await;
+            match listen() {
+                Ok(socket) => self.clone().watch_while_leaving(socket).await,
+                Err(error) => {
+                    tracing::error!(%error, "no link notifications, asking for the links instead");
+                    tokio::time::sleep(RETRY_INTERVAL).await;
+                    self.clone().look_again(|_| true).await;
+                    self.wake.notify_one();
                 }
+            }
+        }
+    }
+
+    async fn watch_while_leaving(self: Arc<Self>, socket: AsyncFd<Socket>) {
+        let mut buffer = Vec::new();
+        // What went before this socket was there is asked for; what goes from now on is heard.
+        self.clone().look_again(|_| true).await;
+        loop {
+            let (leaving, deadline) = {
+                let leaving = self.lock();
+                (leaving.len(), leaving.values().map(|one| one.deadline).min())
             };
+            let until = deadline.unwrap_or_else(|| Instant::now() + LINGER_TIME);
             tokio::select! {
                 ready = socket.readable() => match ready {
-                    Ok(mut ready) => {
-                        match self.drain(socket.get_ref(), &mut buffer) {
-                            Ok(()) => ready.clear_ready(),
-                            // Notifications were lost: what is left is asked for.
-                            Err(_) => self.clone().look_again(|_| true).await,
-                        }
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, "link notifications fail, asking for the links instead");
-                        tokio::time::sleep(RETRY_INTERVAL).await;
-                        self.clone().look_again(|_| true).await;
-                    }
+                    Ok(mut ready) => match self.drain(socket.get_ref(), &mut buffer) {
+                        Ok(()) => ready.clear_ready(),
+                        // Notifications were lost: what is left is asked for.
+                        Err(_) => self.clone().look_again(|_| true).await,
+                    },
+                    Err(_) => return self.wake.notify_one(),
                 },
                 () = self.wake.notified() => {}
-                () = overdue => {
+                () = tokio::time::sleep_until(until.into()) => {
+                    if leaving == 0 {
+                        return;
+                    }
                     let now = Instant::now();
                     self.clone().look_again(move |leaving| leaving.deadline <= now).await;
                 }
@@ -175,8 +190,8 @@ impl Departures {
     }
 }
 
-/// Opens the socket that [`Departures::watch`] listens on, in the calling thread's network namespace.
-pub(in crate::network) fn listen() -> io::Result<AsyncFd<Socket>> {
+/// Opens a socket for notifications, in the calling thread's network namespace.
+fn listen() -> io::Result<AsyncFd<Socket>> {
     crate::network::readable(Socket::listen(NETLINK_ROUTE, RTNLGRP_LINK, NOTIFICATION_BYTES)?)
 }
 

@@ -393,8 +393,8 @@ fn configure_inside(addresses: &[(IpAddr, Subnet)]) -> Result<(), Refusal> {
     let link = links::find(&mut socket, POD_LINK)?.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?;
     if addresses.iter().any(|(ip, _)| ip.is_ipv6()) {
         // Before the link is up: no second of waiting for duplicate addresses, no route from a rogue router.
-        for (key, value) in [("disable_ipv6", "0"), ("accept_ra", "0"), ("accept_dad", "0")] {
-            links::write_sysctl(&format!("ipv6/conf/{POD_LINK}/{key}"), value)?;
+        for key in ["disable_ipv6", "accept_ra", "accept_dad"] {
+            links::write_sysctl(&format!("ipv6/conf/{POD_LINK}/{key}"), "0")?;
         }
     }
     let mut batch = vec![netns::loopback_up(), links::up(link.index)];
