@@ -44,13 +44,7 @@ pub fn make_pipes(plan: &ContainerPlan, null: BorrowedFd<'_>) -> io::Result<(Std
         let stdio = Stdio { stdin: null()?, stdout: null()?, stderr: null()? };
         return Ok((stdio, Pipes { stdin: None, outputs: [None, None] }));
     }
-    let owner = (rustix::fs::Uid::from_raw(plan.process.uid), rustix::fs::Gid::from_raw(plan.process.gid));
-    let pipe = || -> io::Result<(OwnedFd, OwnedFd)> {
-        let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        // A program that is not root opens /dev/stdout by its path and must be allowed to.
-        rustix::fs::fchown(&read, Some(owner.0), Some(owner.1))?;
-        Ok((read, write))
-    };
+    let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
     let (stdin, our_stdin) = if plan.stdio.stdin {
         let (read, write) = pipe()?;
         rustix::io::ioctl_fionbio(&write, true)?;

@@ -126,11 +126,7 @@ fn exec(shim: &mut Supervisor, plan: &ExecPlan, fds: &[OwnedFd]) -> Answer {
     let container = running(shim, &plan.container)
         .ok_or_else(|| failed("find running container", Errno::SRCH, plan.container.as_str()))?;
     let end = |index: Option<FdIndex>| match index {
-        Some(index) if !plan.process.terminal => {
-            let end = duplicate(fds, index)?;
-            give(&end, plan);
-            Ok(end)
-        }
+        Some(index) if !plan.process.terminal => duplicate(fds, index),
         _ => rustix::io::fcntl_dupfd_cloexec(&shim.null, 3),
     };
     let stdio = (|| Ok(Stdio { stdin: end(plan.stdin)?, stdout: end(plan.stdout)?, stderr: end(plan.stderr)? }))()
@@ -220,17 +216,6 @@ fn pod_fds(pod: &PodNamespaces) -> Result<(PodIsUp, Vec<OwnedFd>), Errno> {
 fn duplicate(fds: &[OwnedFd], index: FdIndex) -> Result<OwnedFd, Errno> {
     let fd = fds.get(index.0 as usize).ok_or(Errno::BADF)?;
     rustix::io::fcntl_dupfd_cloexec(fd, 3)
-}
-
-/// A program that is not root opens /dev/stdout by its path and must be allowed to, so a pipe belongs to its user.
-/// Anything else that the daemon passes is not ours to give away.
-fn give(end: &OwnedFd, plan: &ExecPlan) {
-    let is_pipe = rustix::fs::fstat(end)
-        .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo);
-    if is_pipe {
-        let (uid, gid) = (plan.process.uid, plan.process.gid);
-        let _ = rustix::fs::fchown(end, Some(rustix::fs::Uid::from_raw(uid)), Some(rustix::fs::Gid::from_raw(gid)));
-    }
 }
 
 fn failed(step: &str, error: impl Into<std::io::Error>, about: &str) -> Reply {

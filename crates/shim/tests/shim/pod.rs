@@ -274,6 +274,8 @@ impl TestPod {
         self.client.shutdown(true).await.unwrap();
         let end = tokio::time::timeout(SOON, async { while self.events.next().await.is_some() {} }).await;
         end.expect("the shim closes its connection");
+        let process = PathBuf::from(format!("/proc/{}", self.shim.pid));
+        until("the shim is reaped", || !process.exists()).await;
         let log = std::fs::read_to_string(self.directory.path().join("shim.log")).unwrap();
         assert!(!log.contains("panicked"), "{log}");
     }
