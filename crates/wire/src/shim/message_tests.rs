@@ -74,17 +74,16 @@ fn namespace() -> impl Strategy<Value = Namespace> {
 }
 
 fn mount() -> impl Strategy<Value = MountPlan> {
-    let kind =
-        prop_oneof![
-            (string(), any::<u64>(), any::<bool>()).prop_map(|(source, propagation, recursive_flags)| {
-                MountKind::Bind { source, propagation, recursive_flags }
-            }),
-            (string(), string()).prop_map(|(fstype, options)| MountKind::New { fstype, options }),
-            string().prop_map(MountKind::PodFile),
-            Just(MountKind::PodShm),
-            fd().prop_map(MountKind::Detached),
-            pairs().prop_map(|v1| MountKind::Cgroup { v1 }),
-        ];
+    let kind = prop_oneof![
+        (string(), any::<u64>(), any::<bool>()).prop_map(|(source, propagation, recursive_flags)| {
+            MountKind::Bind { source, propagation, recursive_flags }
+        }),
+        (string(), string()).prop_map(|(fstype, options)| MountKind::New { fstype, options }),
+        string().prop_map(MountKind::PodFile),
+        Just(MountKind::PodShm),
+        fd().prop_map(MountKind::Detached),
+        pairs().prop_map(|v1| MountKind::Cgroup { v1 }),
+    ];
     (string(), kind, any::<u64>()).prop_map(|(target, kind, flags)| MountPlan { target, kind, flags })
 }
 
