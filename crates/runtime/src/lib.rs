@@ -1,9 +1,29 @@
 //! MAKES PROCESSES. The low-level runtime: carries a `knarr_model::plan` out.
 //!
-//! Callers must be single-threaded: between clone and exec only system calls are made.
+//! Callers must be single-threaded: between clone and exec only system calls are made, on things that were laid out
+//! before. They keep descriptors 0, 1 and 2 open, and are undumpable from their start, which a copy stays until it
+//! executes the program.
+//!
+//! In reading order: [`pod`] makes what a pod owns, [`container`] and [`exec`] make processes in it; both end in
+//! [`process`]. [`rootfs`] builds a container's file system, on [`path`]. [`launch`] is the parent's side, [`step`] what
+//! it hears from the copy.
 
-use knarr_model::plan::{ContainerPlan, ExecPlan, PodPlan, StartFailure};
-use std::os::fd::{BorrowedFd, OwnedFd};
+mod cgroup;
+mod container;
+mod exec;
+mod launch;
+mod path;
+mod pod;
+mod pod_init;
+mod process;
+mod rootfs;
+mod step;
+
+use knarr_model::plan::{ContainerPlan, ExecPlan, FdIndex, PodPlan, StartFailure};
+use launch::failure;
+use rustix::fs::{Mode, OFlags, fstatfs};
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// What a pod owns as a whole. Dropping it drops the last reference to its namespaces, once no process is in them.
 #[derive(Debug)]
@@ -49,19 +69,17 @@ pub struct Started {
     pub terminal: Option<OwnedFd>,
 }
 
-fn not_yet() -> StartFailure {
-    StartFailure { step: "not built yet".into(), errno: 0, about: String::new() }
-}
-
 /// Makes a pod's namespaces and the files that all its containers see. `fds` are those of the message.
+///
+/// `plan.run_dir` and `plan.shim_oom_score_adj` are the caller's own affair.
 pub fn set_up_pod(plan: &PodPlan, fds: &[OwnedFd]) -> Result<PodNamespaces, StartFailure> {
-    let _ = (plan, fds);
-    Err(not_yet())
+    pod::set_up(plan, fds)
 }
 
 /// Starts a container's first process; gives it once its execve has succeeded.
 ///
-/// `target` is the pidfd of the container that `plan.pid_ns` names, when it is `Namespace::Of`.
+/// `target` is the pidfd of the container that `plan.pid_ns` names, when it is `Namespace::Of`. Whatever fails, no
+/// process of it is left, except one that hangs in the kernel: it is killed, and reaped by the caller's own loop.
 pub fn start_container(
     pod: &PodNamespaces,
     plan: &ContainerPlan,
@@ -69,17 +87,59 @@ pub fn start_container(
     stdio: Stdio,
     target: Option<BorrowedFd<'_>>,
 ) -> Result<Started, StartFailure> {
-    let _ = (pod, plan, fds, stdio, target);
-    Err(not_yet())
+    container::start(pod, plan, fds, stdio, target)
 }
 
 /// Starts one more process in the container whose first process `container` is the pidfd of.
+///
+/// "container is not running" is the failure's step when it has ended.
 pub fn exec(
     container: BorrowedFd<'_>,
     plan: &ExecPlan,
     fds: &[OwnedFd],
     stdio: Stdio,
 ) -> Result<Started, StartFailure> {
-    let _ = (container, plan, fds, stdio);
-    Err(not_yet())
+    exec::start(container, plan, fds, stdio)
+}
+
+/// What the parent's side gives.
+pub(crate) type Attempt<T> = Result<T, StartFailure>;
+
+/// The message's descriptor at a plan's index.
+pub(crate) fn descriptor(fds: &[OwnedFd], index: FdIndex) -> Result<BorrowedFd<'_>, StartFailure> {
+    let fd = fds.get(index.0 as usize).map(|fd| fd.as_fd());
+    fd.ok_or_else(|| failure("find a descriptor of the message", Errno::BADF, index.0.to_string()))
+}
+
+/// The host's procfs, by which a copy finds its own files after it has left the host.
+pub(crate) fn host_proc() -> Result<OwnedFd, StartFailure> {
+    /// PROC_SUPER_MAGIC
+    const PROC: i64 = 0x9fa0;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let proc = rustix::fs::open(c"/proc", flags, Mode::empty());
+    let checked =
+        proc.and_then(|proc| if fstatfs(&proc)?.f_type as i64 == PROC { Ok(proc) } else { Err(Errno::NODEV) });
+    checked.map_err(|errno| failure("open", errno, "/proc"))
+}
+
+/// The child's ends, none of them among the numbers that they are to be copied to.
+pub(crate) struct StandardEnds {
+    ends: [OwnedFd; 3],
+}
+
+impl StandardEnds {
+    pub(crate) fn new(stdio: Stdio) -> Result<Self, StartFailure> {
+        let lift = |fd: OwnedFd| {
+            use std::os::fd::AsRawFd;
+            if fd.as_raw_fd() > 2 {
+                return Ok(fd);
+            }
+            fcntl_dupfd_cloexec(&fd, 3).map_err(|errno| failure("duplicate a descriptor", errno, ""))
+        };
+        Ok(Self { ends: [lift(stdio.stdin)?, lift(stdio.stdout)?, lift(stdio.stderr)?] })
+    }
+
+    pub(crate) fn borrowed(&self) -> [BorrowedFd<'_>; 3] {
+        [self.ends[0].as_fd(), self.ends[1].as_fd(), self.ends[2].as_fd()]
+    }
 }

@@ -8,6 +8,9 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 /// Highest signal number.
 pub const SIGNAL_MAX: u8 = 64;
 
+/// SIGCHLD
+pub const CHILD: i32 = libc::SIGCHLD;
+
 /// A set of signals, as the kernel takes it: bit n - 1 is signal n.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Set(u64);

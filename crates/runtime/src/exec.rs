@@ -1,0 +1,101 @@
+//! One more process in a running container.
+//!
+//! A helper is born in the process's cgroup (the other way round, the container's cgroup namespace would hide it), joins
+//! all namespaces of the container's first process, and leaves the process behind: see [`crate::process`].
+
+use crate::Attempt;
+use crate::cgroup::Cgroup;
+use crate::launch::{Birth, Copy, launch};
+use crate::path::{Make, open_or_make};
+use crate::process::Process;
+use crate::step::Step;
+use crate::{StandardEnds, Started, Stdio};
+use knarr_model::plan::{ExecPlan, StartFailure};
+use knarr_sys::{mount, open};
+use rustix::fs::OFlags;
+use rustix::io::{Errno, Result};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// See [`crate::exec`].
+pub(crate) fn start(container: BorrowedFd<'_>, plan: &ExecPlan, fds: &[OwnedFd], stdio: Stdio) -> Attempt<Started> {
+    let process = Process::prepare(&plan.process, &plan.container)?;
+    let cgroup = Cgroup::prepare(&plan.cgroup, fds)?;
+    let stdio = StandardEnds::new(stdio)?;
+    let proc = crate::host_proc()?;
+    let mut kept = cgroup.kept();
+    kept.extend([container, proc.as_fd()]);
+    kept.extend(stdio.borrowed());
+    let birth = Birth { new: 0, cgroup: Some(cgroup.into), kept, sibling: true };
+    let launched = launch(birth, |copy| carry_out(copy, &process, &cgroup, container, proc.as_fd(), stdio.borrowed()));
+    let started = launched
+        .and_then(|launched| launched.executed(|step, index| crate::process::about(&plan.process, step, index)));
+    started.map_err(|failure| of_container(failure, plan))
+}
+
+fn carry_out(
+    copy: &Copy<'_>,
+    process: &Process,
+    cgroup: &Cgroup<'_>,
+    container: BorrowedFd<'_>,
+    proc: BorrowedFd<'_>,
+    stdio: [BorrowedFd<'_>; 3],
+) -> Result<()> {
+    process.begin(copy, proc)?;
+    cgroup.join(copy)?;
+    copy.report.step(Step::JoinContainer);
+    join_all(container)?;
+    let terminal = open_terminal(copy, process)?;
+    match &terminal {
+        Some(slave) => process.connect_stdio(copy, [slave.as_fd(); 3])?,
+        None => process.connect_stdio(copy, stdio)?,
+    }
+    drop(terminal);
+    if process.create_cwd {
+        copy.report.step(Step::MakeWorkingDirectory);
+        drop(open_or_make(mount::open_path(c"/")?.as_fd(), &process.cwd, Make::Directory)?);
+    }
+    process.finish(copy, true)
+}
+
+/// All or nothing, so that the process cannot end between two of them.
+fn join_all(container: BorrowedFd<'_>) -> Result<()> {
+    let all = ThreadNameSpaceType::MOUNT
+        | ThreadNameSpaceType::NETWORK
+        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+        | ThreadNameSpaceType::CONTROL_GROUP
+        | ThreadNameSpaceType::PROCESS_ID;
+    match move_into_thread_name_spaces(container, all | ThreadNameSpaceType::USER) {
+        // One's own user namespace cannot be joined again.
+        Err(Errno::INVAL) => move_into_thread_name_spaces(container, all),
+        result => result,
+    }
+}
+
+fn open_terminal(copy: &Copy<'_>, process: &Process) -> Result<Option<OwnedFd>> {
+    if !process.terminal {
+        return Ok(None);
+    }
+    copy.report.step(Step::OpenTerminal);
+    let root = mount::open_path(c"/")?;
+    let devpts = open::in_root(root, c"/dev/pts", OFlags::PATH | OFlags::DIRECTORY)?;
+    process.open_terminal(copy, devpts.as_fd()).map(Some)
+}
+
+/// The ways in which the kernel says that the container has ended meanwhile.
+fn of_container(failure: StartFailure, plan: &ExecPlan) -> StartFailure {
+    let is = |errnos: &[Errno]| errnos.iter().any(|errno| errno.raw_os_error() == failure.errno);
+    let gone = match failure.step.as_str() {
+        step if step == Step::JoinContainer.words() => is(&[Errno::SRCH, Errno::NOENT, Errno::NODEV]),
+        step if step == Step::JoinCgroup.words() => is(&[Errno::NODEV, Errno::NOENT]),
+        crate::launch::CLONE_INTO_CGROUP => is(&[Errno::NOENT, Errno::NODEV]),
+        // A PID namespace without its init takes nobody in.
+        step if step == Step::EnterPidNamespace.words() => is(&[Errno::NOMEM]),
+        _ => false,
+    };
+    if gone {
+        return StartFailure { step: "container is not running".into(), about: plan.container.to_string(), ..failure };
+    }
+    failure
+}
