@@ -40,7 +40,7 @@ use crate::reference::Digest;
 
 pub(crate) use self::apply::LowerLink;
 pub(crate) use self::decompress::{Hashed, decoder};
-pub(crate) use self::entry::{Entry, Forget, Kind, TarError, TarReader};
+pub(crate) use self::entry::{Forget, Kind, TarError, TarReader};
 pub(crate) use self::lower::complete;
 pub(crate) use self::name::{clean, shown};
 

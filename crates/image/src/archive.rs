@@ -1,1 +1,0 @@
-//! OCI layouts and docker-save archives, in and out.

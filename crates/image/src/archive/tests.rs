@@ -1,0 +1,1 @@
+//! Archives in and out, good and hostile.

@@ -1,1 +1,0 @@
-//! One image from a registry into the store.
