@@ -18,6 +18,7 @@
 mod apply;
 mod container;
 mod sample;
+mod sweep;
 
 pub use container::{ContainerCgroup, DeviceAccess, ExecLeaf};
 pub use sample::{MemorySample, Pressure, PressureLine, Sample};
@@ -441,6 +442,18 @@ impl ShimCgroup {
     /// For a shim that is born there or moves itself while it is one thread.
     pub fn fds(&self) -> Result<CgroupFds, Error> {
         self.group.fds()
+    }
+
+    /// Moves a running shim in. Waits for an RCU grace period in the cgroup2 hierarchy (13 ms measured), so nobody may
+    /// be waiting for it.
+    pub fn take_in(&self, pid: u32) -> Result<(), Error> {
+        let Group { shared, path } = &self.group;
+        let error = |e: Errno| Error::internal(format!("move process {pid} to cgroup /{path}: {e}"));
+        for hierarchy in &shared.hierarchies.v1 {
+            // `tasks`, not `cgroup.procs`: a shim is one thread.
+            sys::write(&hierarchy.root, &join(path, "tasks"), &pid.to_string()).map_err(error)?;
+        }
+        sys::write(shared.tree(), &join(path, "cgroup.procs"), &pid.to_string()).map_err(error)
     }
 
     /// Removes it with whatever is left in it: a shim that was told to end has ended or hangs.

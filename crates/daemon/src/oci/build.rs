@@ -22,7 +22,7 @@ const OCI_VERSION: &str = "1.2.0";
 /// host that cannot have one, and when a profile is wrong.
 pub fn build(inputs: &Inputs<'_>) -> Result<Spec, Error> {
     let security = &inputs.container.security;
-    let capabilities = capability::sets(security, inputs.host.capabilities);
+    let capabilities = capability::sets(security, inputs.host.default_capabilities, inputs.host.capabilities);
     let mut root = Root::default();
     root.set_path("rootfs".into()).set_readonly(Some(security.read_only_rootfs));
     let mut spec = Spec::default();

@@ -53,7 +53,7 @@ const NAMES: [&str; 41] = [
 pub const ALL: u64 = (1 << NAMES.len()) - 1;
 
 /// What a container has that asks for nothing: the same fourteen as with containerd and Docker.
-const DEFAULT: [&str; 14] = [
+pub const DEFAULT: [&str; 14] = [
     "CHOWN",
     "DAC_OVERRIDE",
     "FSETID",
@@ -94,18 +94,18 @@ pub fn mask<'a>(names: impl IntoIterator<Item = &'a str>) -> u64 {
     names.into_iter().filter_map(number).fold(0, |mask, at| mask | 1 << at)
 }
 
-/// What a container gets, of what can be given at all: ALL is added first and dropped second, then single ones are
+/// What a container gets, from `default` on, of what is `possible` at all: ALL is added first and dropped second, then single ones are
 /// added and dropped, so that "drop ALL, add NET_BIND_SERVICE" leaves one and "add ALL, drop NET_RAW" all but one.
 ///
 /// What cannot be given is left out without an error: on a host that lacks a capability every privileged pod would
 /// fail otherwise.
-pub fn sets(security: &Security, possible: u64) -> CapabilitySets {
+pub fn sets(security: &Security, default: u64, possible: u64) -> CapabilitySets {
     if security.privileged {
         return CapabilitySets { bounding: ALL & possible, ambient: 0 };
     }
     let has_all = |list: &[String]| list.iter().any(|name| name == "ALL");
     let of = |list: &[String]| mask(list.iter().map(String::as_str));
-    let mut bounding = mask(DEFAULT);
+    let mut bounding = default;
     if has_all(&security.add_capabilities) {
         bounding = ALL;
     }

@@ -22,6 +22,7 @@ impl HostFacts {
             kernel: KernelVersion::parse(&uname.release().to_string_lossy()).unwrap_or(KernelVersion(0, 0)),
             cgroup_v2: statfs("/sys/fs/cgroup").is_ok_and(|found| u64::try_from(found.f_type) == Ok(CGROUP2_MAGIC)),
             capabilities: bounding_set(&status),
+            default_capabilities: capability::mask(capability::DEFAULT),
             seccomp: Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
             apparmor: fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with(b"Y")),
             apparmor_default: None,

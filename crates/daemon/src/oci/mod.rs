@@ -59,6 +59,8 @@ pub struct HostFacts {
     pub cgroup_v2: bool,
     /// Capabilities that can be given to others: this process' bounding set.
     pub capabilities: u64,
+    /// What a container has that asks for none in particular.
+    pub default_capabilities: u64,
     /// The kernel has seccomp filters.
     pub seccomp: bool,
     /// The kernel has AppArmor and it is on.

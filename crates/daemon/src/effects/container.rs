@@ -1,0 +1,368 @@
+//! Effects on one container: create, start, signal, kill, delete, update, reopen, exec.
+
+use super::spec::Built;
+use super::{LiveContainer, PodEffects, blocking, failed, not_started};
+use crate::cgroup::{CgroupFds, ContainerCgroup, ExecLeaf, Sample};
+use crate::oci;
+use knarr_model::input::{Resolved, StartError, Started};
+use knarr_model::plan::{CgroupPlan, ContainerPlan, ExecPlan, Exit, FdIndex};
+use knarr_model::pod::Container;
+use knarr_model::resources::Resources;
+use knarr_model::spec::{ContainerSpec, MountSource, PodSpec};
+use knarr_model::view::ContainerView;
+use knarr_model::{ContainerId, Error, ErrorKind, ExecId};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::oneshot;
+
+/// SIGKILL
+const KILL: i32 = 9;
+
+static EXECS: AtomicU64 = AtomicU64::new(1);
+
+/// What starting a container needs of its machine.
+#[derive(Debug, Clone)]
+pub(super) struct Parts {
+    pub(super) id: ContainerId,
+    pub(super) spec: Arc<ContainerSpec>,
+    pub(super) resolved: Resolved,
+    resources: Resources,
+}
+
+impl Parts {
+    pub(super) fn of(container: &Container) -> Self {
+        Self {
+            id: container.id().clone(),
+            spec: container.spec().clone(),
+            resolved: container.resolved().clone(),
+            resources: container.resources().clone(),
+        }
+    }
+
+    fn of_view(view: &ContainerView) -> Self {
+        Self {
+            id: view.id.clone(),
+            spec: view.spec.clone(),
+            resolved: view.resolved.clone(),
+            resources: view.resources.clone(),
+        }
+    }
+}
+
+impl PodEffects {
+    /// Finds the image, looks the user up and makes the places that the container needs.
+    pub(super) async fn create_container(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<Resolved, Error> {
+        let image = self.world.image(&spec.image)?;
+        let lease = self.world.images.store().hold(&image.id).ok_or_else(|| Error::not_found("image", &image.id))?;
+        let user = self.world.user_of(&image, spec).await?;
+        let (upper, log, volumes) = (self.world.paths.uppers.join(id.as_str()), self.log_path(spec), host_paths(spec));
+        let owner = id.clone();
+        blocking(move || make_places(&owner, &upper, log.as_deref(), &volumes)).await??;
+        self.live().containers.insert(id.clone(), LiveContainer { lease: Some(lease), ..Default::default() });
+        let stop_signal = oci::signal::stop_signal(spec.stop_signal, &image.config.stop_signal);
+        Ok(Resolved { image_id: image.id.clone(), uid: user.uid, gid: user.gid, groups: user.groups, stop_signal })
+    }
+
+    /// Absolute path of the container's log, if it has one.
+    pub(super) fn log_path(&self, spec: &ContainerSpec) -> Option<PathBuf> {
+        let has_log = !spec.log_path.is_empty() && !self.spec.log_directory.is_empty();
+        has_log.then(|| Path::new(&self.spec.log_directory).join(&spec.log_path))
+    }
+
+    pub(super) async fn start_container(self: &Arc<Self>, parts: Parts) -> Result<Started, StartError> {
+        let prepared = self.prepare(&parts).await.map_err(StartError::Other)?;
+        let Prepared { plan, fds, cgroup } = prepared;
+        self.live().containers.entry(parts.id.clone()).or_default().cgroup = Some(cgroup.clone());
+        let shim = self.shim().map_err(StartError::Other)?;
+        match shim.start_container(plan, fds).await {
+            Ok(started) => {
+                self.live().containers.entry(parts.id.clone()).or_default().pidfd = Some(Arc::new(started.pidfd));
+                Ok(Started { pid: started.pid, started_at: started.started_at })
+            }
+            Err(error) => {
+                self.drop_cgroup(&parts.id, cgroup).await;
+                Err(not_started(error))
+            }
+        }
+    }
+
+    async fn drop_cgroup(&self, id: &ContainerId, cgroup: Arc<ContainerCgroup>) {
+        if let Some(container) = self.live().containers.get_mut(id) {
+            container.cgroup = None;
+        }
+        if let Ok(Err(error)) = blocking(move || cgroup.remove()).await {
+            tracing::warn!(container = id.as_str(), %error, "cannot remove the cgroup of a container that did not start");
+        }
+    }
+
+    async fn prepare(&self, parts: &Parts) -> Result<Prepared, Error> {
+        let built = self.built(parts).await?;
+        let image = self.world.held_image(&parts.resolved.image_id)?;
+        let upper = self.world.paths.uppers.join(parts.id.as_str());
+        let rootfs = self.world.rootfs(&image, Some(upper)).await?;
+        let (world, pod, parts_) = (self.world.clone(), self.pod_cgroup()?, parts.clone());
+        let (pod_spec, pod_dir) = (self.spec.clone(), self.pod_dir());
+        blocking(move || {
+            let devices = built.device_access();
+            let resources = world.with_defaults(&parts_.resources);
+            let cgroup = world.cgroups.create_container(&pod, &parts_.id, &resources, &devices)?;
+            let result = compile(&parts_, &built, &pod_spec, &pod_dir, &cgroup, rootfs);
+            match result {
+                Ok((plan, fds)) => Ok(Prepared { plan, fds, cgroup: Arc::new(cgroup) }),
+                Err(error) => {
+                    if let Err(left) = cgroup.remove() {
+                        tracing::warn!(container = parts_.id.as_str(), error = %left, "cannot remove its cgroup");
+                    }
+                    Err(error)
+                }
+            }
+        })
+        .await?
+    }
+
+    /// Signals by pidfd: the daemon does it itself, so that a busy shim delays no Stop.
+    pub(super) fn signal(&self, id: &ContainerId, signal: u8) {
+        let pidfd = self.live().containers.get(id).and_then(|c| c.pidfd.clone());
+        let Some(pidfd) = pidfd else { return };
+        // ESRCH: it has ended, and its exit is on the way.
+        let sent = knarr_sys::process::send_signal(pidfd.as_fd(), i32::from(signal));
+        if let Err(error) = sent
+            && error != rustix::io::Errno::SRCH
+        {
+            tracing::warn!(container = id.as_str(), signal, %error, "cannot signal");
+        }
+    }
+
+    /// Kills everything in the container's cgroup, and its first process by its pidfd as well.
+    pub(super) fn kill(&self, id: &ContainerId) {
+        let pidfd = self.live().containers.get(id).and_then(|c| c.pidfd.clone());
+        if let Some(pidfd) = pidfd {
+            let _ = knarr_sys::process::send_signal(pidfd.as_fd(), KILL);
+        }
+        if let Err(error) = self.container_cgroup(id).and_then(|cgroup| cgroup.kill()) {
+            tracing::warn!(container = id.as_str(), %error, "cannot kill its cgroup");
+        }
+    }
+
+    /// Removes all that the container has, going on after errors.
+    pub(super) async fn delete_container(&self, id: &ContainerId) -> Result<(), Error> {
+        let cgroup = self.container_cgroup(id);
+        let live = self.live().containers.remove(id);
+        let shim = self.live().shim.clone();
+        if let Some(shim) = shim
+            && let Err(error) = shim.forget_container(id.clone()).await
+            && error.kind != ErrorKind::NotFound
+        {
+            tracing::debug!(container = id.as_str(), %error, "the shim does not forget the container");
+        }
+        let (world, pod, owner) = (self.world.clone(), self.id.clone(), id.clone());
+        blocking(move || {
+            let mut problems = Vec::new();
+            problems.extend(cgroup.and_then(|cgroup| cgroup.remove()).err().map(|e| e.message));
+            // Only now: the layers must stay as long as a process could use them.
+            drop(live);
+            problems.extend(remove_dir(&world.paths.uppers.join(owner.as_str())).err().map(|e| e.message));
+            world.records.drop_container_config(&pod, &owner);
+            if problems.is_empty() { Ok(()) } else { Err(Error::internal(problems.join("; "))) }
+        })
+        .await?
+        .map_err(|e| e.context(format_args!("remove container {}", id.short())))
+    }
+
+    pub(super) async fn update_resources(&self, id: &ContainerId, resources: Resources) -> Result<(), Error> {
+        let cgroup = self.container_cgroup(id)?;
+        let resources = self.world.with_defaults(&resources);
+        blocking(move || cgroup.update(&resources)).await?
+    }
+
+    /// What the container uses now; nothing where it has no cgroup.
+    pub fn sample(&self, id: &ContainerId) -> Sample {
+        self.container_cgroup(id).map(|cgroup| cgroup.sample()).unwrap_or_default()
+    }
+
+    pub(super) async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
+        self.shim()?.reopen_log(id.clone()).await
+    }
+
+    /// Starts one more process in a container; what it writes goes to the given pipe ends.
+    pub async fn exec(
+        self: &Arc<Self>,
+        container: &ContainerView,
+        cmd: &[String],
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    ) -> Result<RunningExec, Error> {
+        let doing = || format!("exec in container {} ({})", container.id.short(), container.spec.name);
+        let built = self.built(&Parts::of_view(container)).await?;
+        let request = oci::ExecRequest { args: cmd.to_vec(), tty: false, console_size: (0, 0) };
+        let process = oci::exec_plan(&built.spec, &request, &built.seccomp)?;
+        let id = ExecId(EXECS.fetch_add(1, Ordering::Relaxed));
+        let cgroup = self.container_cgroup(&container.id)?;
+        let leaf = Arc::new(blocking(move || cgroup.exec_leaf(id)).await??);
+        let mut fds = Vec::new();
+        let cgroup = push_cgroup(&mut fds, leaf.plan_fds()?);
+        let stdout = push(&mut fds, stdout);
+        let stderr = push(&mut fds, stderr);
+        let plan = ExecPlan {
+            id,
+            container: container.id.clone(),
+            cgroup,
+            process,
+            stdin: None,
+            stdout: Some(stdout),
+            stderr: Some(stderr),
+        };
+        let (sender, ended) = oneshot::channel();
+        self.live().execs.insert(id, sender);
+        let mut running = RunningExec { pod: self.clone(), id, leaf: Some(leaf), ended: Some(ended), exit: None };
+        match self.shim()?.exec(plan, fds).await {
+            Ok(_) => Ok(running),
+            Err(error) => {
+                running.clean_up().await;
+                let error = match not_started(error) {
+                    StartError::Failed(failure) => Error::internal(failure.to_string()),
+                    StartError::Other(error) => error,
+                };
+                Err(error.context(doing()))
+            }
+        }
+    }
+}
+
+/// A process that [`PodEffects::exec`] started. Dropped before its end, it is killed with all that it started.
+#[derive(Debug)]
+pub struct RunningExec {
+    pod: Arc<PodEffects>,
+    id: ExecId,
+    leaf: Option<Arc<ExecLeaf>>,
+    ended: Option<oneshot::Receiver<Exit>>,
+    exit: Option<Exit>,
+}
+
+impl RunningExec {
+    /// Waits for its end. May be called again after having been cancelled.
+    pub async fn wait(&mut self) -> Result<Exit, Error> {
+        if let Some(ended) = &mut self.ended {
+            let lost = |_| Error::new(ErrorKind::Unavailable, "the pod's shim is gone while a command ran");
+            self.exit = Some(ended.await.map_err(lost)?);
+            self.ended = None;
+        }
+        self.exit.ok_or_else(|| Error::internal("the end of a command was not seen"))
+    }
+
+    /// Kills it and everything it started.
+    pub async fn kill(&self) {
+        if let Some(leaf) = self.leaf.clone() {
+            let _ = blocking(move || leaf.kill()).await;
+        }
+    }
+
+    /// Removes its cgroup, unless something that it left behind lives there: that goes with the container.
+    pub async fn clean_up(&mut self) {
+        self.pod.live().execs.remove(&self.id);
+        if let Some(leaf) = self.leaf.take() {
+            let _ = blocking(move || leaf.remove()).await;
+        }
+    }
+}
+
+impl Drop for RunningExec {
+    fn drop(&mut self) {
+        self.pod.live().execs.remove(&self.id);
+        if let Some(leaf) = self.leaf.take() {
+            // Its client went away in the middle: nobody is left to want it.
+            tokio::task::spawn_blocking(move || {
+                let _ = leaf.kill();
+                leaf.remove();
+            });
+        }
+    }
+}
+
+struct Prepared {
+    plan: ContainerPlan,
+    fds: Vec<OwnedFd>,
+    cgroup: Arc<ContainerCgroup>,
+}
+
+fn push(fds: &mut Vec<OwnedFd>, fd: OwnedFd) -> FdIndex {
+    fds.push(fd);
+    FdIndex(fds.len() as u32 - 1)
+}
+
+fn push_cgroup(fds: &mut Vec<OwnedFd>, CgroupFds { into, v1_tasks }: CgroupFds) -> CgroupPlan {
+    let into = push(fds, into);
+    let v1_tasks = v1_tasks.into_iter().map(|fd| push(fds, fd)).collect();
+    CgroupPlan { into, v1_tasks }
+}
+
+fn compile(
+    parts: &Parts,
+    built: &Built,
+    pod: &PodSpec,
+    pod_dir: &oci::PodDir,
+    cgroup: &ContainerCgroup,
+    rootfs: OwnedFd,
+) -> Result<(ContainerPlan, Vec<OwnedFd>), Error> {
+    let mut fds = Vec::new();
+    let rootfs = push(&mut fds, rootfs);
+    let cgroup_plan = push_cgroup(&mut fds, cgroup.plan_fds()?);
+    let plan = oci::plan(
+        &built.spec,
+        oci::PlanInputs {
+            id: &parts.id,
+            pod_dir,
+            rootfs,
+            cgroup: cgroup_plan,
+            cgroup_v1: &cgroup.v1_paths(),
+            seccomp: &built.seccomp,
+            stdio: oci::stdio(pod, &parts.spec),
+        },
+    )?;
+    Ok((plan, fds))
+}
+
+/// Host paths of volumes, which are made as directories where they are missing, as containerd and CRI-O do.
+fn host_paths(spec: &ContainerSpec) -> Vec<PathBuf> {
+    let sources = spec.mounts.iter().filter_map(|m| match &m.source {
+        MountSource::Host(path) => Some(PathBuf::from(path)),
+        MountSource::Image { .. } => None,
+    });
+    sources.collect()
+}
+
+fn make_places(id: &ContainerId, upper: &Path, log: Option<&Path>, volumes: &[PathBuf]) -> Result<(), Error> {
+    let private = |path: &Path| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    private(upper).map_err(failed(format_args!("make the writable layer {}", upper.display())))?;
+    for name in ["upper", "work"] {
+        let path = upper.join(name);
+        // The upper's root becomes the container's `/`, which everybody may search.
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&path);
+        made.map_err(failed(format_args!("make the writable layer {}", path.display())))?;
+    }
+    for volume in volumes {
+        if std::fs::metadata(volume).is_err() {
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(volume);
+            made.map_err(failed(format_args!(
+                "container {}: host path {} is missing and cannot be made",
+                id.short(),
+                volume.display()
+            )))?;
+        }
+    }
+    if let Some(parent) = log.and_then(Path::parent) {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent);
+        made.map_err(failed(format_args!("make the log's directory {}", parent.display())))?;
+    }
+    Ok(())
+}
+
+pub(super) fn remove_dir(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(failed(format_args!("remove {}", path.display()))),
+    }
+}

@@ -1,0 +1,62 @@
+//! The verbose answers: what a person debugging a pod wants to see, as JSON under the keys that crictl's users know.
+
+use super::{PodEffects, World};
+use knarr_model::view::{ContainerState, ContainerView, PodView};
+use serde_json::json;
+use std::collections::HashMap;
+
+/// crictl and its scripts read everything below this key.
+const KEY: &str = "info";
+
+impl PodEffects {
+    /// PodSandboxStatusResponse.info. `pid` is that of the oldest running container: the shim's own would lead
+    /// `nsenter` into the host's network.
+    pub fn info(&self, view: &PodView) -> HashMap<String, String> {
+        let running = view.containers.iter().find_map(|c| match c.state {
+            ContainerState::Running { pid, .. } => Some(pid),
+            _ => None,
+        });
+        let netns = (!view.spec.namespaces.host_network).then(|| self.world.network.path(&self.id));
+        let shim = self.live().shim.as_ref().map(|s| s.shim().pid);
+        let info = json!({
+            "pid": running,
+            "netns": netns,
+            "shimPid": shim,
+            "runDir": self.run_dir(),
+            "cgroup": self.pod_cgroup().map(|c| c.path()).ok(),
+        });
+        HashMap::from([(KEY.to_owned(), info.to_string())])
+    }
+
+    /// ContainerStatusResponse.info.
+    pub fn container_info(&self, view: &PodView, container: &ContainerView) -> HashMap<String, String> {
+        let pid = match container.state {
+            ContainerState::Running { pid, .. } => Some(pid),
+            _ => None,
+        };
+        let spec = self.live().containers.get(&container.id).and_then(|c| c.spec.clone());
+        let info = json!({
+            "sandboxID": view.id.as_str(),
+            "pid": pid,
+            "privileged": container.spec.security.privileged,
+            "writableLayer": self.world.paths.uppers.join(container.id.as_str()),
+            "cgroup": self.container_cgroup(&container.id).map(|c| c.path()).ok(),
+            "runtimeSpec": spec.map(|s| s.spec.clone()),
+        });
+        HashMap::from([(KEY.to_owned(), info.to_string())])
+    }
+}
+
+impl World {
+    /// StatusResponse.info.
+    pub fn info(&self) -> HashMap<String, String> {
+        let config = json!({
+            "stateDir": self.paths.state_dir,
+            "runDir": self.paths.run_dir,
+            "socket": self.paths.socket,
+            "cgroupParent": self.config.cgroup.parent,
+            "version": env!("CARGO_PKG_VERSION"),
+        });
+        HashMap::from([("config".to_owned(), config.to_string())])
+    }
+}
