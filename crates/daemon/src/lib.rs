@@ -2,10 +2,18 @@
 //! neither a decision (`model`) nor a system call (`sys`).
 
 pub mod cgroup;
+mod clock;
 pub mod config;
+mod effects;
+mod exec;
 pub mod network;
+mod node;
 pub mod oci;
+mod pod_task;
+mod records;
+mod recovery;
 pub mod rpc;
 pub mod serve;
 pub mod shim_client;
 pub mod stats;
+mod usage;

@@ -1,4 +1,8 @@
-//! CRI: the only place that knows protobuf.
+//! CRI: the only place that knows protobuf. `runtime` and `image` parse, ask and render; `convert` turns messages into
+//! values and back; `status` gives errors their gRPC codes.
 
 pub mod convert;
+pub mod image;
+mod image_messages;
+pub mod runtime;
 pub mod status;
