@@ -5,7 +5,7 @@
 
 use crate::Attempt;
 use crate::cgroup::Cgroup;
-use crate::launch::{Birth, Copy, launch};
+use crate::launch::{Birth, CLONE_INTO_CGROUP, Copy, ends_within, launch};
 use crate::path::{Make, open_or_make};
 use crate::process::Process;
 use crate::step::Step;
@@ -16,6 +16,10 @@ use rustix::fs::OFlags;
 use rustix::io::{Errno, Result};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+/// How long after the death of an exec's process the end of its container is still taken for the cause.
+const CONTAINER_END: Duration = Duration::from_millis(100);
 
 /// See [`crate::exec`].
 pub(crate) fn start(container: BorrowedFd<'_>, plan: &ExecPlan, fds: &[OwnedFd], stdio: Stdio) -> Attempt<Started> {
@@ -30,7 +34,7 @@ pub(crate) fn start(container: BorrowedFd<'_>, plan: &ExecPlan, fds: &[OwnedFd],
     let launched = launch(birth, |copy| carry_out(copy, &process, &cgroup, container, proc.as_fd(), stdio.borrowed()));
     let started = launched
         .and_then(|launched| launched.executed(|step, index| crate::process::about(&plan.process, step, index)));
-    started.map_err(|failure| of_container(failure, plan))
+    started.map_err(|failure| of_container(failure, container, plan))
 }
 
 fn carry_out(
@@ -84,14 +88,16 @@ fn open_terminal(copy: &Copy<'_>, process: &Process) -> Result<Option<OwnedFd>> 
 }
 
 /// The ways in which the kernel says that the container has ended meanwhile.
-fn of_container(failure: StartFailure, plan: &ExecPlan) -> StartFailure {
+fn of_container(failure: StartFailure, container: BorrowedFd<'_>, plan: &ExecPlan) -> StartFailure {
     let is = |errnos: &[Errno]| errnos.iter().any(|errno| errno.raw_os_error() == failure.errno);
     let gone = match failure.step.as_str() {
         step if step == Step::JoinContainer.words() => is(&[Errno::SRCH, Errno::NOENT, Errno::NODEV]),
         step if step == Step::JoinCgroup.words() => is(&[Errno::NODEV, Errno::NOENT]),
-        crate::launch::CLONE_INTO_CGROUP => is(&[Errno::NOENT, Errno::NODEV]),
+        CLONE_INTO_CGROUP => is(&[Errno::NOENT, Errno::NODEV]),
         // A PID namespace without its init takes nobody in.
         step if step == Step::EnterPidNamespace.words() => is(&[Errno::NOMEM]),
+        // It died by itself: with the container, if that ends now. Its end comes after that of all others in it.
+        _ if failure.errno == 0 => ends_within(container, CONTAINER_END),
         _ => false,
     };
     if gone {

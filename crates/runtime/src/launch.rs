@@ -255,6 +255,11 @@ fn reap_within(child: &process::Child, deadline: Duration) {
     let _ = process::reap(&child.pidfd, false);
 }
 
+/// Whether the process of `pidfd` has ended, or does so in time.
+pub(crate) fn ends_within(pidfd: BorrowedFd<'_>, deadline: Duration) -> bool {
+    wait_readable(pidfd, PollFlags::IN, Instant::now() + deadline).is_ok()
+}
+
 fn wait_readable(fd: BorrowedFd<'_>, events: PollFlags, deadline: Instant) -> rustix::io::Result<()> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

@@ -68,6 +68,7 @@ fn run(copy: &Copy<'_>) -> Result<()> {
     forbid_dumps()?;
     // Forgotten when credentials change, so after that; and if the caller ended before it, the answer does not come.
     die_with_parent()?;
+    copy.close_all()?;
     if !copy.made()? {
         return Err(Errno::PIPE);
     }

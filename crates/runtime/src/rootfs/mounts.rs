@@ -13,7 +13,7 @@ use crate::step::Step;
 use knarr_model::plan::{ContainerPlan, MountKind, MountPlan, Namespace};
 use knarr_sys::mount::{self, Attributes, MountWatch, NODEV, NOEXEC, NOSUID, RDONLY};
 use knarr_sys::open;
-use rustix::fs::{AtFlags, OFlags, fstatfs, statat};
+use rustix::fs::{AtFlags, CWD, OFlags, Stat, fstatfs, statat};
 use rustix::io::{Errno, Result};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::ffi::{CStr, CString};
@@ -155,19 +155,18 @@ impl<'a> Mounts<'a> {
         let wanted = |mount: &&mut Mount<'_>| matches!(mount.kind, Kind::ForeignProc { of_pod: false });
         for mount in self.list.iter_mut().filter(wanted) {
             copy.report.step(Step::TargetProc);
-            let here = own_mount_namespace(proc)?;
-            enter_mount_namespace_of(target)?;
-            let root = mount::open_path(c"/")?;
-            let found = open::in_root_without_links(root, c"/proc", OFlags::PATH | OFlags::DIRECTORY)
-                .and_then(|found| mount::clone_of(found, false));
-            move_into_link_name_space(here.as_fd(), Some(LinkNameSpaceType::Mount))?;
-            let found = found?;
-            if fstatfs(&found)?.f_type as i64 != PROC {
-                return Err(Errno::NODEV);
-            }
-            let theirs = statat(&found, c"1/ns/pid", AtFlags::empty())?;
             let joined = statat(proc, c"thread-self/ns/pid_for_children", AtFlags::empty())?;
-            if (theirs.st_dev, theirs.st_ino) != (joined.st_dev, joined.st_ino) {
+            let is_joined = |stat: Stat| (stat.st_dev, stat.st_ino) == (joined.st_dev, joined.st_ino);
+            if is_joined(statat(proc, c"thread-self/ns/pid", AtFlags::empty())?) {
+                // The target uses the host's, and so this process is in it after all.
+                mount.tree = Some(mount::new_filesystem(c"proc", [], mount.attributes)?);
+                continue;
+            }
+            let found = take_proc_of(target, proc)?;
+            // The first process that a procfs shows is that of its namespace.
+            if fstatfs(&found)?.f_type as i64 != PROC
+                || !statat(&found, c"1/ns/pid", AtFlags::empty()).is_ok_and(is_joined)
+            {
                 return Err(Errno::NODEV);
             }
             let clear = RDONLY | NOSUID | NODEV | NOEXEC;
@@ -389,7 +388,7 @@ impl<'a> Kind<'a> {
 
 /// A detached copy of a path of the host with its flags. The calling process is in the host's mount namespace.
 fn take(source: &CStr, propagation: u64, recursive_flags: bool, attributes: Attributes<'_>) -> Result<OwnedFd> {
-    let tree = mount::clone_of(mount::open_path(source)?, true)?;
+    let tree = mount::clone_tree(CWD, source, true)?;
     mount::set_attributes(&tree, true, Attributes::propagation(propagation))?;
     mount::set_attributes(&tree, recursive_flags, attributes)?;
     Ok(tree)
@@ -410,6 +409,17 @@ fn open_plain_directory(root: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd> {
 
 fn own_mount_namespace(proc: BorrowedFd<'_>) -> Result<OwnedFd> {
     rustix::fs::openat(proc, c"thread-self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty())
+}
+
+/// A copy of what is mounted at /proc in the container of the process `target`.
+fn take_proc_of(target: BorrowedFd<'_>, proc: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let here = own_mount_namespace(proc)?;
+    enter_mount_namespace_of(target)?;
+    let root = mount::open_path(c"/")?;
+    let found = open::in_root_without_links(root, c"/proc", OFlags::PATH | OFlags::DIRECTORY)
+        .and_then(|found| mount::clone_of(found, false));
+    move_into_link_name_space(here.as_fd(), Some(LinkNameSpaceType::Mount))?;
+    found
 }
 
 fn enter_mount_namespace_of(process: BorrowedFd<'_>) -> Result<()> {
