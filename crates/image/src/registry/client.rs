@@ -107,7 +107,8 @@ pub(super) async fn request(
         return secure;
     };
     match authorized(endpoint, &plain, shared, reference, credentials, want).await {
-        Err(second) if second.dead => Err(failure.clone()),
+        // Nobody is there in clear either: what the first attempt met says more.
+        Err(second) if second.dead && second.kind == RegistryErrorKind::Unavailable => Err(failure.clone()),
         answered => {
             shared.health.note_plain(name);
             answered

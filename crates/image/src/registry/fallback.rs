@@ -89,7 +89,11 @@ impl Turns {
         tracing::debug!(host = %name, what = %self.what, failure = %failure.message, "registry host failed");
         let asked_pause = failure.retry_after.unwrap_or(Duration::ZERO);
         if failure.transient && turn.had < TURNS_MAX && asked_pause <= PAUSE_MAX {
-            let own_pause = PAUSE_FIRST * 2u32.saturating_pow(turn.had.saturating_sub(1));
+            // A connection that broke after it gave something is made anew at once.
+            let own_pause = match turn.had {
+                0 => Duration::ZERO,
+                had => PAUSE_FIRST * 2u32.saturating_pow(had - 1),
+            };
             turn.pause = own_pause.max(asked_pause).min(PAUSE_MAX);
             self.waiting.push_back(turn.clone());
         }

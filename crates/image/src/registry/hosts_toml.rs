@@ -84,9 +84,9 @@ pub(super) fn parse(text: &str, directory: &Path) -> Result<HostsFile, String> {
         return Err(format!("more than {HOSTS_MAX} hosts"));
     }
     for (name, settings) in hosts {
-        let Value::Table(settings) = settings else { return Err(format!("host.{name:?} is not a table")) };
-        let entry = parse_entry(&name, &settings, directory).map_err(|why| format!("host.{name:?}: {why}"))?;
-        file.unknown.extend(unknown_keys(&settings).map(|key| format!("host.{name:?}.{key}")));
+        let Value::Table(settings) = settings else { return Err(format!("{} is not a table", shown(&name))) };
+        let entry = parse_entry(&name, &settings, directory).map_err(|why| format!("{}: {why}", shown(&name)))?;
+        file.unknown.extend(unknown_keys(&settings).map(|key| format!("{}.{key}", shown(&name))));
         file.entries.push(entry);
     }
     let server = match root.remove("server") {
@@ -97,6 +97,14 @@ pub(super) fn parse(text: &str, directory: &Path) -> Result<HostsFile, String> {
     file.entries.push(parse_entry(&server, &root, directory)?);
     file.unknown.extend(unknown_keys(&root).cloned());
     Ok(file)
+}
+
+/// A host for a message; what precedes an `@` may be a password.
+fn shown(name: &str) -> String {
+    match name.rsplit_once('@') {
+        Some((_, host)) => format!("host.\"…@{host}\""),
+        None => format!("host.{name:?}"),
+    }
 }
 
 fn unknown_keys(settings: &Table) -> impl Iterator<Item = &String> {
@@ -379,7 +387,7 @@ mod tests {
         for (text, expected) in cases {
             let error = parse(text, Path::new("/")).expect_err(text);
             assert!(error.contains(expected), "{text}: {error}");
-            assert!(!error.contains('\n') && !error.contains("pw@"), "{error}");
+            assert!(!error.contains('\n') && !error.contains("pw"), "{error}");
         }
     }
 

@@ -21,6 +21,8 @@ mod fallback;
 mod health;
 mod hosts;
 mod hosts_toml;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 use std::path::PathBuf;
