@@ -4,6 +4,8 @@
 //! for the rest, by range. The bytes of one stream may therefore come from several hosts, and the digest at the end is
 //! the only judge of them.
 
+use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,22 +27,42 @@ use crate::reference::Reference;
 const CONNECTIONS_MAX: u32 = 64;
 
 /// The bytes of one blob. A lost connection or silent host is replaced behind the scenes, from where it stopped.
-#[derive(Debug)]
 pub struct BlobStream {
+    registry: Registry,
+    descriptor: Descriptor,
+    position: u64,
+    /// Hosts whose bytes were given out.
+    givers: Vec<String>,
+    state: State,
+}
+
+/// ```text
+/// Connecting ──▶ Open ──▶ Ended
+///      ▲           │        ▲
+///      └─ it broke ┘        └── nobody is left, or every byte was given
+/// ```
+enum State {
+    /// Kept here and not in `next`, so that a caller who stops waiting and comes back finds the attempt as far as it
+    /// got meanwhile.
+    Connecting(Pin<Box<Connecting>>),
+    Open(Feed, Source),
+    Ended,
+}
+
+type Connecting = dyn Future<Output = Result<(Feed, Source), RegistryError>> + Send;
+
+/// What makes connections.
+struct Feed {
     registry: Registry,
     reference: Reference,
     credentials: Credentials,
     descriptor: Descriptor,
-    position: u64,
-    turns: Option<Turns>,
-    source: Option<Source>,
+    turns: Turns,
+    /// How many were tried.
     connections: u32,
-    /// Hosts whose bytes were given out.
-    givers: Vec<String>,
 }
 
 /// An open connection.
-#[derive(Debug)]
 struct Source {
     endpoint: Arc<Endpoint>,
     response: Response,
@@ -65,18 +87,16 @@ impl BlobStream {
         let what = format!("blob {} of {}", descriptor.digest, reference.name());
         let turns = Turns::new(what, endpoints, registry.health(), Some(&descriptor.digest));
         let mut stream = Self {
-            registry,
-            reference,
-            credentials,
-            descriptor,
+            registry: registry.clone(),
+            descriptor: descriptor.clone(),
             position: offset,
-            turns: Some(turns),
-            source: None,
-            connections: 0,
             givers: Vec::new(),
+            state: State::Ended,
         };
-        if stream.position < stream.descriptor.size {
-            stream.source = Some(stream.connect().await?);
+        if offset < descriptor.size {
+            let feed = Feed { registry, reference, credentials, descriptor, turns, connections: 0 };
+            let (feed, source) = feed.connect(offset).await?;
+            stream.state = State::Open(feed, source);
         }
         Ok(stream)
     }
@@ -86,26 +106,33 @@ impl BlobStream {
         self.position
     }
 
-    /// The next bytes; `None` after exactly the descriptor's size. Cancel safe: dropping the future loses nothing.
-    /// After an error the stream gives no more.
+    /// The next bytes; `None` after exactly the descriptor's size. Cancel safe: dropping the future loses neither a
+    /// byte nor an attempt to connect. After an error the stream gives no more.
     pub async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
         while self.position < self.descriptor.size {
-            let source = match &mut self.source {
-                Some(source) => source,
-                None => {
-                    let source = self.connect().await?;
-                    self.source.insert(source)
+            match &mut self.state {
+                State::Connecting(connecting) => match connecting.as_mut().await {
+                    Ok((feed, source)) => self.state = State::Open(feed, source),
+                    Err(error) => {
+                        self.state = State::Ended;
+                        return Err(error);
+                    }
+                },
+                State::Open(_, source) => match piece(source, self.registry.progress_timeout()).await {
+                    Ok(piece) => {
+                        if let Some(bytes) = self.take(piece) {
+                            return Ok(Some(bytes));
+                        }
+                    }
+                    Err(failure) => self.lost(failure),
+                },
+                State::Ended => {
+                    let message = format!("blob {}: the stream has failed before", self.descriptor.digest);
+                    return Err(RegistryError::new(RegistryErrorKind::Other, message));
                 }
-            };
-            match piece(source, self.registry.progress_timeout()).await {
-                Ok(piece) => {
-                    let Some(bytes) = self.take(piece)? else { continue };
-                    return Ok(Some(bytes));
-                }
-                Err(failure) => self.lost(failure)?,
             }
         }
-        self.source = None;
+        self.state = State::Ended;
         Ok(None)
     }
 
@@ -117,74 +144,77 @@ impl BlobStream {
         }
     }
 
-    /// Cuts off what lies before `position`. `None`: nothing is left of this piece.
-    fn take(&mut self, mut piece: Bytes) -> Result<Option<Bytes>, RegistryError> {
-        let Some(source) = &mut self.source else { return Ok(None) };
+    /// Cuts off what lies before `position`. `None`: nothing of this piece is of use.
+    fn take(&mut self, mut piece: Bytes) -> Option<Bytes> {
+        let State::Open(feed, source) = &mut self.state else { return None };
         let surplus = source.surplus.min(piece.len() as u64);
         source.surplus -= surplus;
         let piece = piece.split_off(usize::try_from(surplus).unwrap_or(usize::MAX));
         if piece.is_empty() {
-            return Ok(None);
+            return None;
         }
         if piece.len() as u64 > self.descriptor.size - self.position {
             let message = format!("sends more than the {} bytes that the manifest says", self.descriptor.size);
-            self.lost(HostFailure::invalid(message))?;
-            return Ok(None);
+            self.lost(HostFailure::invalid(message));
+            return None;
         }
+        feed.turns.progressed();
         self.position += piece.len() as u64;
         let name = source.endpoint.host.name();
         if !self.givers.iter().any(|giver| giver == name) {
             self.givers.push(name.to_owned());
         }
-        if let Some(turns) = &mut self.turns {
-            turns.progressed();
-        }
-        Ok(Some(piece))
+        Some(piece)
     }
 
-    /// The connection is of no more use. An error when too many were not.
-    fn lost(&mut self, failure: HostFailure) -> Result<(), RegistryError> {
-        self.source = None;
-        let Some(turns) = &mut self.turns else { return Ok(()) };
-        let at = format!("at byte {} of {}", self.position, self.descriptor.size);
-        turns.failed(failure.context(at), self.registry.health());
-        match self.connections >= CONNECTIONS_MAX {
-            true => Err(self.ended()),
-            false => Ok(()),
-        }
+    /// The connection is of no more use: the next call of `next` waits for another.
+    fn lost(&mut self, failure: HostFailure) {
+        let State::Open(mut feed, _) = std::mem::replace(&mut self.state, State::Ended) else { return };
+        feed.failed(failure, self.position);
+        self.state = State::Connecting(Box::pin(feed.connect(self.position)));
     }
+}
 
-    /// Asks one host after the other for what is missing.
-    async fn connect(&mut self) -> Result<Source, RegistryError> {
+impl fmt::Debug for BlobStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BlobStream({} at {} of {})", self.descriptor.digest, self.position, self.descriptor.size)
+    }
+}
+
+impl Feed {
+    /// Asks one host after the other for what follows `position`.
+    async fn connect(mut self, position: u64) -> Result<(Self, Source), RegistryError> {
         let want = Want {
             method: Method::GET,
             path: format!("blobs/{}", self.descriptor.digest),
             accept: None,
-            from: self.position,
+            from: position,
             has_digest: true,
             answer_timeout: self.registry.progress_timeout(),
         };
-        loop {
-            let endpoint = match &mut self.turns {
-                Some(turns) => turns.next().await,
-                None => None,
-            };
-            let Some(endpoint) = endpoint else { return Err(self.ended()) };
+        while self.connections < CONNECTIONS_MAX {
+            let Some(endpoint) = self.turns.next().await else { break };
             self.connections += 1;
             let shared = self.registry.shared();
             let opened = request(&endpoint, &shared, &self.reference, &self.credentials, &want).await;
-            match opened.and_then(|response| self.accept(endpoint.clone(), response)) {
+            match opened.and_then(|response| self.accept(endpoint.clone(), response, position)) {
                 Ok(source) => {
                     self.registry.health().note_alive(endpoint.host.name());
-                    return Ok(source);
+                    return Ok((self, source));
                 }
-                Err(failure) => self.lost(failure)?,
+                Err(failure) => self.failed(failure, position),
             }
         }
+        Err(self.turns.into_error())
+    }
+
+    fn failed(&mut self, failure: HostFailure, position: u64) {
+        let at = format!("at byte {position} of {}", self.descriptor.size);
+        self.turns.failed(failure.context(at), self.registry.health());
     }
 
     /// Whether the response is the part that was asked for, or the whole.
-    fn accept(&self, endpoint: Arc<Endpoint>, response: Response) -> Result<Source, HostFailure> {
+    fn accept(&self, endpoint: Arc<Endpoint>, response: Response, position: u64) -> Result<Source, HostFailure> {
         let size = self.descriptor.size;
         let (begins, ends) = match response.status() {
             StatusCode::PARTIAL_CONTENT => {
@@ -200,19 +230,9 @@ impl BlobStream {
         if ends != size {
             return Err(HostFailure::invalid(format!("has {ends} bytes where the manifest says {size}")));
         }
-        match self.position.checked_sub(begins) {
+        match position.checked_sub(begins) {
             Some(surplus) => Ok(Source { endpoint, response, surplus }),
             None => Err(HostFailure::invalid("sends a part that begins too late")),
-        }
-    }
-
-    fn ended(&mut self) -> RegistryError {
-        match self.turns.take() {
-            Some(turns) => turns.into_error(),
-            None => {
-                let message = format!("blob {}: the stream has failed before", self.descriptor.digest);
-                RegistryError::new(RegistryErrorKind::Other, message)
-            }
         }
     }
 }

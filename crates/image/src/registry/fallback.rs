@@ -54,13 +54,8 @@ impl Turns {
         Self { what, waiting: turns.into(), current: None, failures: Vec::new() }
     }
 
-    /// The next host to ask, after whatever pause it needs; `None`: nobody is left. Cancel safe.
+    /// The next host to ask, after whatever pause it needs; `None`: nobody is left.
     pub async fn next(&mut self) -> Option<Arc<Endpoint>> {
-        // The caller's future was dropped before this host could answer: its turn was none.
-        if let Some(mut turn) = self.current.take() {
-            turn.had = turn.had.saturating_sub(1);
-            self.waiting.push_front(turn);
-        }
         let pause = self.waiting.front()?.pause;
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
