@@ -124,17 +124,6 @@ impl Spool {
         read.map_err(|source| ArchiveError::Stream { step: "read a spooled member", source })?;
         Ok(Some(bytes))
     }
-
-    /// The blob that an OCI layout has under `digest`, if its bytes are the right ones.
-    pub fn blob(&self, digest: &Digest) -> Result<Option<Spooled>, ArchiveError> {
-        let found = self.open(&format!("blobs/{}/{}", digest.algorithm(), digest.hex()))?;
-        match found {
-            Some(blob) if digest.algorithm() == "sha256" && blob.digest != *digest => {
-                Err(ArchiveError::Invalid(format!("blob {digest} has other bytes, with digest {}", blob.digest)))
-            }
-            found => Ok(found),
-        }
-    }
 }
 
 impl Read for Spooled {

@@ -54,15 +54,17 @@ where
         F: Future<Output = T> + Send + 'static,
     {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        // Work that has ended but whose last asker has not looked yet is not joined: its outcome may be old news.
-        let joinable = under_way.get_mut(&key).filter(|flight| flight.outcome.borrow().is_none());
+        // Work that has ended or died but whose last asker has not looked yet is not joined: its outcome is old news.
+        let joinable = under_way
+            .get_mut(&key)
+            .filter(|flight| flight.outcome.borrow().is_none() && flight.outcome.has_changed().is_ok());
         let is_first = joinable.is_none();
         let (outcome, shared) = match joinable {
-            Some(flight) if flight.outcome.has_changed().is_ok() => {
+            Some(flight) => {
                 flight.askers += 1;
                 (flight.outcome.clone(), flight.shared.clone())
             }
-            _ => {
+            None => {
                 let (sender, outcome) = watch::channel(None);
                 let running = work(shared.clone());
                 let task = tokio::spawn(async move {
