@@ -286,17 +286,19 @@ impl Network {
 
     /// Everything for one pod on one thread, which ends inside the pod's namespace.
     fn attach_builtin(&self, pod: &PodIdentity, netns: &OwnedFd) -> Result<Attachment, Error> {
-        let addresses = self.builtin.addresses.allocate(&pod.id)?;
-        let record = Record {
+        let mut record = Record {
             pod: pod.clone(),
             mechanism: Mechanism::Builtin,
             networks: Vec::new(),
-            ips: addresses.iter().map(|(ip, _)| *ip).collect(),
+            ips: Vec::new(),
             detail: Value::Null,
             netns_inode: netns::inode(netns.as_fd()).ok(),
             missing_plugin_failures: 0,
         };
-        self.records.write(&record)?;
+        let addresses = self.builtin.addresses.allocate(&pod.id, |wanted| {
+            record.ips = wanted.iter().map(|(ip, _)| *ip).collect();
+            self.records.write(&record)
+        })?;
         self.pin(&pod.id, netns)?;
         self.builtin.attach(pod, &addresses, netns.as_fd())?;
         Ok(self.attachment_of(record))

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <state_dir>/attachments/<pod id>      first line: "knarr-network 1 <SHA-256 of the rest>", then JSON
+//! <state_dir>/addresses/<address>       the same file, for as long as the built-in network's address is taken
 //! ```
 //!
 //! Written by rename without fsync: after a power cut a file may be empty. Then its name is enough: what the pod has in
@@ -42,6 +43,7 @@ pub(super) struct Record {
 
 #[derive(Serialize, Deserialize)]
 struct File {
+    id: String,
     name: String,
     namespace: String,
     uid: String,
@@ -95,6 +97,7 @@ impl File {
         };
         let pod = &record.pod;
         Self {
+            id: pod.id.to_string(),
             name: pod.name.clone(),
             namespace: pod.namespace.clone(),
             uid: pod.uid.clone(),
@@ -111,7 +114,7 @@ impl File {
         }
     }
 
-    fn into_record(self, id: PodId) -> Option<Record> {
+    fn into_record(self) -> Option<Record> {
         let port = |port: Port| {
             let protocol = match port.protocol {
                 6 => Protocol::Tcp,
@@ -129,7 +132,7 @@ impl File {
         };
         let dns = |dns: Dns| DnsConfig { servers: dns.servers, searches: dns.searches, options: dns.options };
         let pod = PodIdentity {
-            id,
+            id: PodId::parse(&self.id).ok()?,
             name: self.name,
             namespace: self.namespace,
             uid: self.uid,
@@ -163,26 +166,20 @@ impl Records {
         Ok(Self { folder })
     }
 
-    /// Writes a pod's record, replacing an earlier one as a whole.
-    pub fn write(&self, record: &Record) -> Result<(), Error> {
+    /// Writes a pod's record, replacing an earlier one as a whole; gives its path.
+    pub fn write(&self, record: &Record) -> Result<PathBuf, Error> {
         let path = self.folder.join(record.pod.id.as_str());
         let failed = |e: io::Error| Error::internal(format!("writing {}: {e}", path.display()));
         let body = serde_json::to_string(&File::new(record)).map_err(|e| failed(e.into()))?;
         let fresh = self.folder.join(format!(".{}", record.pod.id));
         let text = format!("{MAGIC} {}\n{body}", checksum(body.as_bytes()));
-        super::write_private(&fresh, text).and_then(|()| std::fs::rename(&fresh, &path)).map_err(failed)
+        super::write_private(&fresh, text).and_then(|()| std::fs::rename(&fresh, &path)).map_err(failed)?;
+        Ok(path)
     }
 
     /// Reads a pod's record; `None` if there is none or none that can be read.
     pub fn read(&self, pod: &PodId) -> Option<Record> {
-        let path = self.folder.join(pod.as_str());
-        let mut bytes = Vec::new();
-        std::fs::File::open(&path).ok()?.take(RECORD_BYTES_MAX).read_to_end(&mut bytes).ok()?;
-        let record = parse(pod, &bytes);
-        if record.is_none() {
-            tracing::warn!(path = %path.display(), "network record cannot be read: cleaning up by names");
-        }
-        record
+        read(&self.folder.join(pod.as_str())).filter(|record| record.pod.id == *pod)
     }
 
     /// Whether there is a file of the pod, readable or not.
@@ -213,17 +210,28 @@ impl Records {
     }
 }
 
+/// Reads a record under any of its names; `None` if there is none or none that can be read.
+pub(super) fn read(path: &Path) -> Option<Record> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path).ok()?.take(RECORD_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    let record = parse(&bytes);
+    if record.is_none() {
+        tracing::warn!(path = %path.display(), "network record cannot be read: cleaning up by names");
+    }
+    record
+}
+
 fn checksum(body: &[u8]) -> String {
     Sha256::digest(body).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn parse(pod: &PodId, bytes: &[u8]) -> Option<Record> {
+fn parse(bytes: &[u8]) -> Option<Record> {
     let text = std::str::from_utf8(bytes).ok()?;
     let (head, body) = text.split_once('\n')?;
     if head.strip_prefix(MAGIC)?.trim() != checksum(body.as_bytes()) {
         return None;
     }
-    serde_json::from_str::<File>(body).ok()?.into_record(pod.clone())
+    serde_json::from_str::<File>(body).ok()?.into_record()
 }
 
 #[cfg(test)]
@@ -293,7 +301,7 @@ mod tests {
     proptest! {
         #[test]
         fn hostile_bytes_are_no_record(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            prop_assert_eq!(parse(&PodId::from_bytes(&[3; 32]), &bytes), None);
+            prop_assert_eq!(parse(&bytes), None);
         }
     }
 }

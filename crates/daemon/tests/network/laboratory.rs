@@ -4,7 +4,7 @@
 use knarr_daemon::network::{Attachment, BuiltinConfig, CniConfig, Network, NetworkConfig, PodIdentity};
 use knarr_model::PodId;
 use knarr_model::spec::{PortMapping, Protocol};
-use rustix::mount::MountPropagationFlags;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -45,6 +45,8 @@ pub fn laboratory<F: Future<Output = ()>>(test: impl FnOnce(Arc<Laboratory>) -> 
     let host = std::thread::spawn(move || {
         unshare(UnshareFlags::NEWNET | UnshareFlags::NEWNS);
         rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+        let flags = MountFlags::empty();
+        rustix::mount::mount("tmpfs", &path, "tmpfs", flags, None).unwrap();
         sh("ip link set lo up");
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let laboratory = Arc::new(Laboratory { root: path, next: AtomicU8::new(1) });
@@ -164,7 +166,7 @@ impl Laboratory {
              ip route add default via 198.51.100.2; ip route add default via 2001:db8::2",
             pin = pin.display()
         ));
-        rustix::mount::unmount(&pin, rustix::mount::UnmountFlags::DETACH).unwrap();
+        rustix::mount::unmount(&pin, UnmountFlags::DETACH).unwrap();
         std::fs::remove_file(&pin).unwrap();
         outside
     }

@@ -1,20 +1,20 @@
-//! Which pod has which address: one file per pod, named by its IPv4 address, that holds the pod's id.
+//! Which pod has which address: one file per pod, named by its IPv4 address, that says which pod that is.
 //!
 //! ```text
-//! <state_dir>/addresses/10.85.0.7        64 hex digits, then on a second line fd85:…::7
+//! <state_dir>/addresses/10.85.0.7        the pod's record, by a hard link
 //! <state_dir>/last-address               where the search goes on, rounded up
 //! ```
 //!
-//! A file is made with O_EXCL, so that two daemons on one state directory cannot give an address out twice. A pod's
-//! IPv6 address is at the same distance from its subnet's start as its IPv4 address: one search finds both, and one file
-//! guards both. (Making a file takes 0.3 ms where ext4 has just seen many deleted; every one counts.) When an address
-//! may return is not decided here but by `departures`, which sees the pod's link go.
+//! A link is made only where there is no file, so that two daemons on one state directory cannot give an address out
+//! twice. A pod's IPv6 address is at the same distance from its subnet's start as its IPv4 address: one search finds
+//! both, and one name guards both. The name outlives the record: it goes when the pod's link has gone, which `departures`
+//! sees. (It is no file of its own because making one takes 0.3 ms where ext4 has just seen many deleted.)
 
 use knarr_model::{Error, ErrorKind, PodId};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -167,9 +167,13 @@ struct State {
 }
 
 impl Addresses {
-    /// Reads which addresses are given out. A file without an id was being written when the daemon died, before the pod
-    /// had the address: it is removed.
-    pub fn open(state_dir: &Path, subnets: Subnets) -> Result<Self, Error> {
+    /// Reads which addresses are given out; `holder` reads a record. A file that is no record was cut off when the power
+    /// went, with all that used the address: it is removed.
+    pub fn open(
+        state_dir: &Path,
+        subnets: Subnets,
+        holder: impl Fn(&Path) -> Option<(PodId, Vec<IpAddr>)>,
+    ) -> Result<Self, Error> {
         let folder = state_dir.join("addresses");
         let failed = |e: io::Error| Error::internal(format!("reading {}: {e}", folder.display()));
         fs::create_dir_all(&folder).map_err(failed)?;
@@ -179,14 +183,11 @@ impl Addresses {
             let Some(address) = entry.file_name().to_str().and_then(|name| name.parse::<IpAddr>().ok()) else {
                 continue;
             };
-            let text = fs::read_to_string(entry.path()).unwrap_or_default();
-            let mut lines = text.lines();
-            match PodId::parse(lines.next().unwrap_or_default()) {
-                Ok(id) => {
-                    holders.extend(lines.filter_map(|line| line.parse().ok()).map(|second| (second, id.clone())));
-                    holders.insert(address, id);
+            match holder(&entry.path()) {
+                Some((pod, addresses)) if addresses.contains(&address) => {
+                    holders.extend(addresses.into_iter().map(|address| (address, pod.clone())));
                 }
-                Err(_) => fs::remove_file(entry.path()).map_err(failed)?,
+                _ => fs::remove_file(entry.path()).map_err(failed)?,
             }
         }
         let last_file = state_dir.join("last-address");
@@ -200,8 +201,13 @@ impl Addresses {
     }
 
     /// Gives the pod an address of each family, IPv4 first. The search goes on behind the last one given, so that an
-    /// address rests as long as possible before another pod answers under it.
-    pub fn allocate(&self, pod: &PodId) -> Result<Vec<(IpAddr, Subnet)>, Error> {
+    /// address rests as long as possible before another pod answers under it. `record` writes the file that says who has
+    /// them, and gives its path.
+    pub fn allocate(
+        &self,
+        pod: &PodId,
+        mut record: impl FnMut(&[(IpAddr, Subnet)]) -> Result<PathBuf, Error>,
+    ) -> Result<Vec<(IpAddr, Subnet)>, Error> {
         let mut state = self.lock();
         let subnets = state.subnets;
         let last_offset = subnets.last_offset();
@@ -212,7 +218,7 @@ impl Addresses {
             if wanted.iter().any(|(address, _)| state.holders.contains_key(address)) {
                 continue;
             }
-            if self.claim(&mut state, pod, &wanted)? {
+            if self.claim(&mut state, pod, &wanted, &record(&wanted)?)? {
                 if offset.is_multiple_of(NOTE_EVERY) || offset < state.last || state.last == 1 {
                     // Losing this number costs only an early reuse.
                     let _ = fs::write(&self.last_file, (offset + NOTE_EVERY).to_string());
@@ -227,21 +233,14 @@ impl Addresses {
         Err(Error::new(ErrorKind::ResourceExhausted, message))
     }
 
-    /// Makes the file; false if it is already there.
-    fn claim(&self, state: &mut State, pod: &PodId, wanted: &[(IpAddr, Subnet)]) -> Result<bool, Error> {
-        let Some(((first, _), others)) = wanted.split_first() else { return Ok(false) };
+    /// Makes the link; false if there is a file of that name.
+    fn claim(&self, state: &mut State, pod: &PodId, wanted: &[(IpAddr, Subnet)], record: &Path) -> Result<bool, Error> {
+        let Some((first, _)) = wanted.first() else { return Ok(false) };
         let path = self.folder.join(first.to_string());
-        let mut text = pod.to_string();
-        for (address, _) in others {
-            text.push_str(&format!("\n{address}"));
-        }
-        match fs::File::create_new(&path).and_then(|mut file| file.write_all(text.as_bytes())) {
+        match fs::hard_link(record, &path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
-            Err(error) => {
-                let _ = fs::remove_file(&path);
-                return Err(Error::internal(format!("writing {}: {error}", path.display())));
-            }
+            Err(error) => return Err(Error::internal(format!("making {}: {error}", path.display()))),
         }
         state.holders.extend(wanted.iter().map(|(address, _)| (*address, pod.clone())));
         Ok(true)
@@ -313,26 +312,49 @@ mod tests {
         Subnets::new(Subnet::parse(v4).unwrap(), v6.map(|v6| Subnet::parse(v6).unwrap())).unwrap()
     }
 
+    /// A record as simple as can be: the id, then the addresses.
+    fn open(dir: &Path, subnets: Subnets) -> Addresses {
+        let holder = |path: &Path| {
+            let text = fs::read_to_string(path).ok()?;
+            let mut words = text.split_whitespace();
+            let pod = PodId::parse(words.next()?).ok()?;
+            Some((pod, words.filter_map(|word| word.parse().ok()).collect()))
+        };
+        Addresses::open(dir, subnets, holder).unwrap()
+    }
+
+    fn allocate(dir: &Path, addresses: &Addresses, pod: &PodId) -> Result<Vec<IpAddr>, Error> {
+        let given = addresses.allocate(pod, |wanted| {
+            let path = dir.join(pod.as_str());
+            let words: Vec<String> = wanted.iter().map(|(address, _)| address.to_string()).collect();
+            let _ = fs::remove_file(&path);
+            fs::write(&path, format!("{pod} {}", words.join(" "))).unwrap();
+            Ok(path)
+        })?;
+        Ok(given.into_iter().map(|(address, _)| address).collect())
+    }
+
     #[test]
     fn a_pods_addresses_have_the_same_distance_from_their_subnets_start() {
         let dir = tempfile::tempdir().unwrap();
-        let addresses = Addresses::open(dir.path(), subnets("10.9.0.0/24", Some("fd00:9::/64"))).unwrap();
-        let given: Vec<String> = addresses.allocate(&pod(1)).unwrap().iter().map(|(a, _)| a.to_string()).collect();
+        let addresses = open(dir.path(), subnets("10.9.0.0/24", Some("fd00:9::/64")));
+        let given: Vec<String> =
+            allocate(dir.path(), &addresses, &pod(1)).unwrap().iter().map(IpAddr::to_string).collect();
         assert_eq!(given, ["10.9.0.2", "fd00:9::2"]);
     }
 
     #[test]
     fn a_released_address_is_the_last_to_be_given_again() {
         let dir = tempfile::tempdir().unwrap();
-        let addresses = Addresses::open(dir.path(), subnets("10.9.0.0/29", None)).unwrap();
-        let first = addresses.allocate(&pod(1)).unwrap();
+        let addresses = open(dir.path(), subnets("10.9.0.0/29", None));
+        let first = allocate(dir.path(), &addresses, &pod(1)).unwrap();
         addresses.release(&pod(1)).unwrap();
         // .1 is the bridge, .7 broadcast: five addresses for pods.
         for n in 2..=5 {
-            assert_ne!(addresses.allocate(&pod(n)).unwrap(), first);
+            assert_ne!(allocate(dir.path(), &addresses, &pod(n)).unwrap(), first);
         }
-        assert_eq!(addresses.allocate(&pod(6)).unwrap(), first);
-        let error = addresses.allocate(&pod(7)).unwrap_err();
+        assert_eq!(allocate(dir.path(), &addresses, &pod(6)).unwrap(), first);
+        let error = allocate(dir.path(), &addresses, &pod(7)).unwrap_err();
         assert_eq!(error.kind, ErrorKind::ResourceExhausted);
         assert!(error.message.contains("10.9.0.0/29"), "{error}");
     }
@@ -341,14 +363,14 @@ mod tests {
     fn a_new_life_knows_what_was_given_out_and_where_the_search_stopped() {
         let dir = tempfile::tempdir().unwrap();
         let subnets = subnets("10.9.0.0/24", Some("fd00:9::/64"));
-        let first = Addresses::open(dir.path(), subnets).unwrap();
-        first.allocate(&pod(1)).unwrap();
-        first.allocate(&pod(2)).unwrap();
+        let first = open(dir.path(), subnets);
+        allocate(dir.path(), &first, &pod(1)).unwrap();
+        allocate(dir.path(), &first, &pod(2)).unwrap();
         first.release(&pod(2)).unwrap();
         fs::write(dir.path().join("addresses/10.9.0.77"), "").unwrap();
-        let second = Addresses::open(dir.path(), subnets).unwrap();
+        let second = open(dir.path(), subnets);
         assert_eq!(second.of(&pod(1)).len(), 2);
-        let third = second.allocate(&pod(3)).unwrap()[0].0;
+        let third = allocate(dir.path(), &second, &pod(3)).unwrap()[0];
         assert!(third > IpAddr::from([10, 9, 0, 3]), "{third} was given out only a moment ago");
         assert!(!dir.path().join("addresses/10.9.0.77").exists(), "an address without a holder stays taken for ever");
     }
@@ -366,11 +388,11 @@ mod tests {
         #[test]
         fn no_address_is_held_twice(steps in proptest::collection::vec((0_u8..12, any::<bool>()), 1..60)) {
             let dir = tempfile::tempdir().unwrap();
-            let addresses = Addresses::open(dir.path(), subnets("10.9.0.0/28", None)).unwrap();
+            let addresses = open(dir.path(), subnets("10.9.0.0/28", None));
             let mut model: HashMap<u8, IpAddr> = HashMap::new();
             for (n, take) in steps {
                 if take && !model.contains_key(&n) {
-                    let given = addresses.allocate(&pod(n)).unwrap()[0].0;
+                    let given = allocate(dir.path(), &addresses, &pod(n)).unwrap()[0];
                     prop_assert!(!model.values().any(|held| *held == given));
                     prop_assert!(Subnet::parse("10.9.0.0/28").unwrap().contains(given));
                     model.insert(n, given);

@@ -24,7 +24,7 @@ use self::departures::Departures;
 use self::links::{Mac, Veth};
 use self::ruleset::{HostPort, Policy, Ruleset};
 use super::netlink::{NETLINK_ROUTE, Refusal, Socket};
-use super::{BuiltinConfig, PodIdentity, netns};
+use super::{BuiltinConfig, PodIdentity, netns, record};
 use knarr_model::spec::PortMapping;
 use knarr_model::{Error, PodId};
 use serde_json::json;
@@ -83,7 +83,8 @@ impl Builtin {
         check_config(config)?;
         let configured = configured_subnets(config)?;
         let subnets = cidr.and_then(|cidr| subnets_of_cidr(cidr).ok()).unwrap_or(configured);
-        let addresses = Arc::new(Addresses::open(state_dir, without_missing_family(subnets))?);
+        let holder = |path: &Path| record::read(path).map(|record| (record.pod.id, record.ips));
+        let addresses = Arc::new(Addresses::open(state_dir, without_missing_family(subnets), holder)?);
         let host_ports: BTreeMap<PodId, Vec<HostPort>> = ports
             .iter()
             .map(|(pod, ports)| (pod.clone(), HostPort::of_pod(ports, &addresses.of(pod))))
