@@ -1,0 +1,22 @@
+//! One file for each command: its options, its examples and what it does.
+
+pub mod completion;
+pub mod config;
+pub mod create;
+pub mod exec;
+pub mod export;
+pub mod images;
+pub mod import;
+pub mod info;
+pub mod inspect;
+pub mod logs;
+pub mod pods;
+pub mod ps;
+pub mod pull;
+pub mod rm;
+pub mod rmi;
+pub mod run;
+pub mod serve;
+pub mod start;
+pub mod stop;
+pub mod version;
