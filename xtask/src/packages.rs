@@ -16,6 +16,7 @@ const BUILD: &[Package] = &[
 
 const NODE_TESTS: &[Package] = &[
     Package { name: "iproute2", why: "looks at links from outside" },
+    Package { name: "iptables", why: "what the portmap and bridge plugins call" },
     Package { name: "nftables", why: "looks at rules from outside" },
     Package { name: "docker-registry", why: "a real registry to pull from" },
     Package { name: "containernetworking-plugins", why: "real CNI plugins" },
