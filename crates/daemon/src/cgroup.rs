@@ -432,6 +432,9 @@ impl PodCgroup {
     }
 }
 
+/// From the shim's last answer to its end: it closes its descriptors. What takes longer is killed.
+const SHIM_END: Duration = Duration::from_millis(500);
+
 /// The cgroup of one pod's shim.
 #[derive(Debug, Clone)]
 pub struct ShimCgroup {
@@ -456,8 +459,11 @@ impl ShimCgroup {
         sys::write(shared.tree(), &join(path, "cgroup.procs"), &pid.to_string()).map_err(error)
     }
 
-    /// Removes it with whatever is left in it: a shim that was told to end has ended or hangs.
+    /// Removes it with whatever is left in it: a shim that was told to end has ended, is about to, or hangs.
     pub fn remove(&self) -> Result<(), Error> {
+        let Group { shared, path } = &self.group;
+        // What goes wrong here goes wrong again in what follows, and is told there.
+        let _ = sys::wait_until_empty(shared.tree(), path, SHIM_END);
         self.group.remove()
     }
 }

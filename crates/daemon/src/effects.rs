@@ -44,6 +44,8 @@ struct Live {
     shim: Option<ShimClient>,
     containers: HashMap<ContainerId, LiveContainer>,
     execs: HashMap<ExecId, oneshot::Sender<Exit>>,
+    /// The shim is being moved to its cgroup.
+    placing: Option<tokio::task::JoinHandle<()>>,
 }
 
 /// What the daemon holds of one container.
@@ -179,6 +181,7 @@ impl PodEffects {
                         this.send(Input::Exited(container, exit, oom)).await;
                     }
                     // Everything in the pod's PID namespace has died with it; the containers' exits say so themselves.
+                    Event::PodInitExited { .. } if this.ending.load(Ordering::Acquire) => {}
                     Event::PodInitExited { exit } => {
                         tracing::warn!(
                             pod = this.id.as_str(),

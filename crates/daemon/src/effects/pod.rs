@@ -92,15 +92,13 @@ impl PodEffects {
     /// Beside the set-up, not within it: the cgroup2 hierarchy waits for an RCU grace period (13 ms measured).
     fn place_shim(self: &Arc<Self>, shim: &ShimClient) {
         let (this, pid) = (self.clone(), shim.shim().pid);
-        tokio::task::spawn_blocking(move || {
+        let placing = tokio::task::spawn_blocking(move || {
             if let Err(error) = this.world.cgroups.create_shim(&this.id).and_then(|cgroup| cgroup.take_in(pid)) {
                 tracing::debug!(pod = this.id.as_str(), %error, "the shim stays in the daemon's cgroup");
             }
-            if this.ending.load(Ordering::Acquire) {
-                // The pod was torn down meanwhile; its cgroup must not outlive it.
-                let _ = this.world.cgroups.shim(&this.id).remove();
-            }
         });
+        // A teardown waits for it: else the cgroup would be made after it was removed.
+        self.live().placing = Some(placing);
     }
 
     /// resolv.conf, hosts and hostname. The pod's address is not known yet when they are made.
@@ -134,7 +132,13 @@ impl PodEffects {
     pub(super) async fn tear_down(self: &Arc<Self>) -> Result<(), Error> {
         let mut problems = Vec::new();
         self.ending.store(true, Ordering::Release);
-        let shim = self.live().shim.take();
+        let (shim, placing) = {
+            let mut live = self.live();
+            (live.shim.take(), live.placing.take())
+        };
+        if let Some(placing) = placing {
+            let _ = placing.await;
+        }
         if !self.spec.namespaces.host_network
             && let Err(error) = self.world.network.detach(&self.identity()).await
         {
