@@ -115,7 +115,7 @@ fn host() -> (String, Vec<String>, Vec<String>) {
 
 fn run_in_process(name: &str, probe: &Path) -> Result<(), String> {
     let log = tempfile::NamedTempFile::new().map_err(|error| error.to_string())?;
-    let output = || log.reopen().map(Stdio::from).map_err(|error| error.to_string());
+    let output = || log.as_file().try_clone().map(Stdio::from).map_err(|error| error.to_string());
     let mut child = Command::new(std::env::current_exe().map_err(|error| error.to_string())?)
         .arg("--run")
         .arg(name)
