@@ -220,7 +220,9 @@ impl<'a> Mounts<'a> {
 impl<'a> Mount<'a> {
     fn prepare(plan: &MountPlan, container: &ContainerPlan, fds: &'a [OwnedFd]) -> Attempt<Self> {
         let refused = |errno| failure(Step::Mount.words(), errno, lossy(&plan.target));
-        if !plan.target.starts_with(b"/") {
+        let leads_somewhere = |part: &[u8]| !part.is_empty() && part != b"." && part != b"..";
+        // Over the root itself nothing would be found any more.
+        if !plan.target.starts_with(b"/") || !plan.target.split(|&byte| byte == b'/').any(leads_somewhere) {
             return Err(refused(Errno::INVAL));
         }
         let mut attributes = Attributes::from_mount_flags(plan.flags);

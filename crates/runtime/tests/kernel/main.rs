@@ -63,7 +63,11 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    let filter = arguments.iter().find(|argument| !argument.starts_with('-')).cloned().unwrap_or_default();
+    if node::cgroup2().is_none() {
+        say("skipped: no cgroup2 hierarchy is mounted");
+        return ExitCode::SUCCESS;
+    }
+    let filter = arguments.iter().rfind(|argument| !argument.starts_with('-')).cloned().unwrap_or_default();
     run_all(&filter, &probe)
 }
 

@@ -13,6 +13,7 @@ crate::tests![
     mounts_of_the_container_are_seen_as_the_propagation_says,
     mounts_made_while_starting_are_not_lost,
     a_missing_volume_is_said,
+    nothing_is_mounted_over_the_root,
     read_only_holds_for_submounts_when_asked_for,
 ];
 
@@ -119,6 +120,16 @@ fn a_missing_volume_is_said(node: &mut Node) {
     container.plan.mounts.push(bind(Path::new("/mnt/nowhere"), "/vol"));
     let failure = node.failure(&container);
     assert_eq!((failure.step.as_str(), failure.errno, failure.about.as_str()), ("open volume", 2, "/mnt/nowhere"));
+}
+
+fn nothing_is_mounted_over_the_root(node: &mut Node) {
+    for target in ["/", "//", "/..", "/./", "relative"] {
+        let mut container = node.container(&["exit", "0"]);
+        let source = node.dir.clone();
+        container.plan.mounts.push(bind(&source, target));
+        let failure = node.failure(&container);
+        assert_eq!((failure.step.as_str(), failure.errno, failure.about.as_str()), ("mount", 22, target));
+    }
 }
 
 fn read_only_holds_for_submounts_when_asked_for(node: &mut Node) {
