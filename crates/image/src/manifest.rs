@@ -621,6 +621,22 @@ mod tests {
 
     proptest! {
         #[test]
+        fn any_shape_of_configuration_is_survived(
+            key in prop::sample::select(vec![
+                "User", "Env", "Entrypoint", "Cmd", "WorkingDir", "StopSignal", "Volumes", "ExposedPorts", "Labels",
+            ]),
+            value in prop::sample::select(vec![
+                "null", "1", "\"x\"", "[]", "[\"a\"]", "[1]", "[null]", "{}", "{\"a\":1}", "{\"a\":null}", "true",
+            ]),
+            top in prop::sample::select(vec!["", "\"history\":[{\"empty_layer\":null}],", "\"os\":null,", "\"created\":1,"]),
+        ) {
+            let text = format!("{{{top}\"config\":{{{key:?}:{value}}},\"rootfs\":{{\"type\":\"layers\"}}}}");
+            if let Ok(config) = ImageConfig::parse(text.as_bytes()) {
+                prop_assert!(config.diff_ids.is_empty());
+            }
+        }
+
+        #[test]
         fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
             let _ = Document::parse(&bytes, None);
             let _ = ImageConfig::parse(&bytes);

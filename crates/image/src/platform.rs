@@ -154,6 +154,8 @@ fn arm_variant(cpuinfo: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::reference::Digest;
 
@@ -236,5 +238,29 @@ mod tests {
         assert_eq!(arm_variant("CPU architecture: 6TEJ\n"), "v6");
         assert_eq!(arm_variant("CPU architecture: 8\n"), "v8");
         assert_eq!(arm_variant(""), "v7");
+    }
+
+    proptest! {
+        #[test]
+        fn any_platforms_are_survived_and_spelling_settles(
+            wanted in "[a-z]{0,5}/(arm|amd64|arm64|ARM64|aarch64|[a-z0-9]{0,4})(/v?[0-9.]{0,12})?",
+            offered in prop::collection::vec("[a-z]{0,5}/(arm|amd64|386|arm64|x)?(/v?[0-9.]{0,3})?", 0..6),
+        ) {
+            let offered: Vec<&str> = offered.iter().map(String::as_str).collect();
+            let wanted = platform(&wanted);
+            let _ = wanted.choose(&index(&offered));
+            prop_assert_eq!(wanted.normalized().normalized(), wanted.normalized());
+            prop_assert!(wanted.runs().len() < 16);
+        }
+
+        #[test]
+        fn the_order_of_an_index_does_not_matter_between_different_platforms(
+            offered in Just(vec!["linux/arm/v6", "linux/arm/v7", "linux/arm64", "linux/amd64", "linux/386", ""]).prop_shuffle(),
+            wanted in prop::sample::select(vec!["linux/amd64", "linux/arm64/v8", "linux/arm/v7", "linux/386"]),
+        ) {
+            let expected = wanted.trim_end_matches("/v8");
+            let expected = if wanted == "linux/arm/v7" { wanted } else { expected };
+            prop_assert_eq!(chosen(wanted, &offered), Some(expected.to_owned()));
+        }
     }
 }

@@ -203,11 +203,13 @@ fn is_garbled(error: &(dyn std::error::Error + 'static)) -> bool {
     matches!(error.downcast_ref::<rustls::Error>(), Some(rustls::Error::InvalidMessage(_)))
 }
 
-/// The error and its causes; a cause that repeats what was said is left out.
+/// The error and its causes; a cause that repeats what was said is left out, and so is what the HTTP library says of
+/// every failure alike.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let says_nothing = |text: &str| text == "error sending request" || text.starts_with("client error (");
     let mut message = String::new();
     for text in causes(error).map(ToString::to_string) {
-        if message.is_empty() {
+        if message.is_empty() || says_nothing(&message) {
             message = text;
         } else if !message.contains(&text) {
             message = format!("{message}: {text}");
@@ -218,7 +220,19 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_error_document_is_survived(body in prop::collection::vec(any::<u8>(), 0..200), words in "\\PC{0,400}") {
+            let _ = registry_words(&body);
+            let document = serde_json::json!({ "errors": [{ "message": words }] }).to_string();
+            let shown = registry_words(document.as_bytes());
+            prop_assert!(shown.chars().count() <= QUOTED_CHARS_MAX && !shown.contains(char::is_control));
+        }
+    }
 
     #[test]
     fn an_unreachable_registry_gets_the_prefix_that_kubelet_looks_for() {
