@@ -130,8 +130,11 @@ impl PaxRecords {
     }
 }
 
-/// The first record of `data`: key, value, and what follows.
-fn record(data: &[u8]) -> Result<(&[u8], &[u8], &[u8]), TarError> {
+/// A record's key, its value, and what follows it.
+type Record<'a> = (&'a [u8], &'a [u8], &'a [u8]);
+
+/// The first record of `data`.
+fn record(data: &[u8]) -> Result<Record<'_>, TarError> {
     const LENGTH_DIGITS_MAX: usize = 10;
     let space = data.iter().take(LENGTH_DIGITS_MAX + 1).position(|&b| b == b' ');
     let space = space.ok_or(TarError::Pax("a record has no length"))?;

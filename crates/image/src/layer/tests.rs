@@ -82,7 +82,7 @@ struct Stage {
 impl Stage {
     fn new() -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
-            println!("skipped: owners, devices and trusted attributes need root");
+            eprintln!("skipped: owners, devices and trusted attributes need root");
             return None;
         }
         let stage = Self { dir: tempfile::tempdir().unwrap() };

@@ -24,7 +24,7 @@ struct Node {
 impl Node {
     async fn new() -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
-            println!("skipped: layers need root");
+            eprintln!("skipped: layers need root");
             return None;
         }
         let dir = tempfile::tempdir().unwrap();

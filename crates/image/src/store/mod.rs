@@ -29,6 +29,9 @@ mod stage;
 mod state;
 mod sweep;
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};

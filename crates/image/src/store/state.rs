@@ -339,7 +339,7 @@ mod tests {
         assert_eq!(state.doomed(), Doomed::default());
         state.forget_image(&digest("b"));
         let two = LayerKey::of(&digest("two")).unwrap();
-        assert_eq!(state.doomed().layers, [two.clone()], "base is shared");
+        assert_eq!(state.doomed().layers, std::slice::from_ref(&two), "base is shared");
 
         assert_eq!(state.use_layer(&digest("two"), &digest("chain")), Some(two.clone()));
         assert_eq!(state.doomed(), Doomed::default(), "a pull relies on it");
@@ -361,7 +361,7 @@ mod tests {
         assert!(state.hold(&b), "another container may come to stand on it");
         state.release(&b);
         state.release(&b);
-        assert_eq!(state.doomed().images, [b.clone()]);
+        assert_eq!(state.doomed().images, std::slice::from_ref(&b));
         state.forget_image(&b);
         assert_eq!(state.doomed().layers.len(), 1);
         assert!(!state.hold(&b));
