@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// How long the daemon may take to open its socket, and to end.
 const DAEMON_LIMIT: Duration = Duration::from_secs(20);
 
-const IMAGE: &str = "localhost/hello:latest";
+const IMAGE: &str = "localhost/knarr/hello:latest";
 
 /// Runs it; needs root.
 pub fn run() -> Result<(), String> {
