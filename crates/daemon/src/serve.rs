@@ -13,6 +13,7 @@ use crate::network::Network;
 use crate::node::Node;
 use crate::records::Records;
 use crate::recovery;
+use crate::rpc::deadline::DeadlineLayer;
 use crate::rpc::image::ImageServer;
 use crate::rpc::runtime::Runtime;
 use knarr_cri_api::knarr::images_server::ImagesServer;
@@ -134,6 +135,7 @@ async fn serve_until_told(
         let _ = stop.send(true);
     };
     let server = tonic::transport::Server::builder()
+        .layer(DeadlineLayer)
         .add_service(runtime)
         .add_service(image_service)
         .add_service(own)

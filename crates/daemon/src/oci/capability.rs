@@ -151,27 +151,30 @@ mod tests {
 
     #[test]
     fn all_goes_first_and_single_names_count_after_it() {
-        assert_eq!(sets(&security(&[], &[], &[]), ALL).bounding, mask(DEFAULT));
-        assert_eq!(sets(&security(&["ALL"], &[], &[]), ALL).bounding, ALL);
-        assert_eq!(sets(&security(&[], &["ALL"], &[]), ALL).bounding, 0);
-        assert_eq!(sets(&security(&["NET_BIND_SERVICE"], &["ALL"], &[]), ALL).bounding, 1 << 10);
-        assert_eq!(sets(&security(&["ALL"], &["NET_RAW"], &[]), ALL).bounding, ALL & !(1 << 13));
-        assert_eq!(sets(&security(&["ALL"], &["ALL"], &[]), ALL).bounding, 0);
-        assert_eq!(sets(&security(&["SYS_TIME"], &["SYS_TIME"], &[]), ALL).bounding, mask(DEFAULT));
+        assert_eq!(sets(&security(&[], &[], &[]), mask(DEFAULT), ALL).bounding, mask(DEFAULT));
+        assert_eq!(sets(&security(&["ALL"], &[], &[]), mask(DEFAULT), ALL).bounding, ALL);
+        assert_eq!(sets(&security(&[], &["ALL"], &[]), mask(DEFAULT), ALL).bounding, 0);
+        assert_eq!(sets(&security(&["NET_BIND_SERVICE"], &["ALL"], &[]), mask(DEFAULT), ALL).bounding, 1 << 10);
+        assert_eq!(sets(&security(&["ALL"], &["NET_RAW"], &[]), mask(DEFAULT), ALL).bounding, ALL & !(1 << 13));
+        assert_eq!(sets(&security(&["ALL"], &["ALL"], &[]), mask(DEFAULT), ALL).bounding, 0);
+        assert_eq!(sets(&security(&["SYS_TIME"], &["SYS_TIME"], &[]), mask(DEFAULT), ALL).bounding, mask(DEFAULT));
     }
 
     #[test]
     fn ambient_ones_are_in_every_set_unless_dropped() {
-        let got = sets(&security(&[], &["ALL"], &["NET_ADMIN"]), ALL);
+        let got = sets(&security(&[], &["ALL"], &["NET_ADMIN"]), mask(DEFAULT), ALL);
         assert_eq!(got, CapabilitySets { bounding: 1 << 12, ambient: 1 << 12 });
-        let got = sets(&security(&[], &["NET_ADMIN"], &["NET_ADMIN"]), ALL);
+        let got = sets(&security(&[], &["NET_ADMIN"], &["NET_ADMIN"]), mask(DEFAULT), ALL);
         assert_eq!(got.ambient, 0);
     }
 
     #[test]
     fn nobody_gets_what_cannot_be_given() {
         let privileged = Security { privileged: true, ..Security::default() };
-        assert_eq!(sets(&privileged, 0b111).bounding, 0b111);
-        assert_eq!(sets(&security(&["ALL"], &[], &["ALL"]), 0b11), CapabilitySets { bounding: 0b11, ambient: 0b11 });
+        assert_eq!(sets(&privileged, mask(DEFAULT), 0b111).bounding, 0b111);
+        assert_eq!(
+            sets(&security(&["ALL"], &[], &["ALL"]), mask(DEFAULT), 0b11),
+            CapabilitySets { bounding: 0b11, ambient: 0b11 }
+        );
     }
 }

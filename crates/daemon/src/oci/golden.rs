@@ -94,6 +94,7 @@ fn kubelet() -> Case {
         pod_dir: PodDir::new("/run/knarr/pods/abab"),
         devices: Vec::new(),
         host: HostFacts {
+            default_capabilities: crate::oci::capability::mask(crate::oci::capability::DEFAULT),
             hostname: "node-1".into(),
             kernel: KernelVersion(6, 1),
             cgroup_v2: true,

@@ -2,6 +2,7 @@
 //! values and back; `status` gives errors their gRPC codes.
 
 pub mod convert;
+pub mod deadline;
 pub mod image;
 mod image_messages;
 pub mod runtime;
