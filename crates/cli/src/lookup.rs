@@ -227,12 +227,12 @@ fn newest_of_each_group(candidates: Vec<&Candidate>) -> Vec<&Candidate> {
 }
 
 fn nothing(typed: &str, kinds: Kinds) -> Failure {
-    let (what, command) = match kinds {
-        Kinds::Pods => ("pod", "knarr pods"),
-        Kinds::Containers => ("container", "knarr ps -a"),
-        Kinds::Both => ("pod or container", "knarr pods` and `knarr ps -a"),
+    let (what, hint) = match kinds {
+        Kinds::Pods => ("pod", "`knarr pods` lists all"),
+        Kinds::Containers => ("container", "`knarr ps -a` lists all"),
+        Kinds::Both => ("pod or container", "`knarr pods` and `knarr ps -a` list all"),
     };
-    Failure::not_found(format!("no {what} has the name or id {typed:?}")).with_hint(format!("`{command}` lists all"))
+    Failure::not_found(format!("no {what} has the name or id {typed:?}")).with_hint(hint)
 }
 
 /// How many candidates an error lists before it says that there are more.

@@ -77,6 +77,7 @@ pub async fn run(args: PsArgs, session: &Session) -> Result<(), Failure> {
         return print_document(&json!({ "containers": all }), format);
     }
     let ended = ended_statuses(&client, &containers).await;
+    let names = image_names(&client, &containers).await?;
     let wide = args.output == Format::Wide;
     let mut head = vec!["CONTAINER ID", "NAME", "POD", "NAMESPACE", "IMAGE", "STATUS", "AGE", "RESTARTS"];
     if wide {
@@ -84,7 +85,7 @@ pub async fn run(args: PsArgs, session: &Session) -> Result<(), Failure> {
     }
     let mut table = Table::new(&head);
     for container in &containers {
-        table.push(row(container, &inventory, ended.get(&container.id), &args, wide));
+        table.push(row(container, &inventory, &names, ended.get(&container.id), &args, wide));
     }
     print(&table.render(session.stdout_style()))
 }
@@ -127,6 +128,24 @@ fn shown_image(container: &v1::Container) -> &str {
     written.or(spec.map(|spec| spec.image.as_str())).unwrap_or_default()
 }
 
+fn is_id(image: &str) -> bool {
+    let digits = image.strip_prefix("sha256:").unwrap_or(image);
+    digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Names of images by their ids, asked for only where a runtime has kept nothing but an id of what the pod wrote.
+async fn image_names(client: &Client, containers: &[v1::Container]) -> Result<HashMap<String, String>, Failure> {
+    if !containers.iter().any(|container| is_id(shown_image(container))) {
+        return Ok(HashMap::new());
+    }
+    let images = client.list_images("list images", v1::ListImagesRequest::default()).await?.images;
+    let named = images.into_iter().filter_map(|image| {
+        let name = image.repo_tags.into_iter().next()?;
+        Some((image.id, name))
+    });
+    Ok(named.collect())
+}
+
 /// A list says that a container has ended and not how; the status does.
 async fn ended_statuses(client: &Client, containers: &[v1::Container]) -> HashMap<String, v1::ContainerStatus> {
     let ended = containers.iter().filter(|one| one.state == v1::ContainerState::ContainerExited as i32);
@@ -143,6 +162,7 @@ async fn ended_statuses(client: &Client, containers: &[v1::Container]) -> HashMa
 fn row(
     container: &v1::Container,
     inventory: &Inventory,
+    image_names: &HashMap<String, String>,
     ended: Option<&v1::ContainerStatus>,
     args: &PsArgs,
     wide: bool,
@@ -150,7 +170,8 @@ fn row(
     let id = |id: &str| if args.no_trunc { id.to_owned() } else { human::short_id(id).to_owned() };
     let pod = inventory.pod_of(container);
     let image = shown_image(container);
-    let image = if image.starts_with("sha256:") { id(image) } else { image.to_owned() };
+    let named = image_names.get(image).cloned();
+    let image = named.unwrap_or_else(|| if is_id(image) { id(image) } else { image.to_owned() });
     let image = if args.no_trunc { image } else { human::shorten(&image, IMAGE_WIDTH) };
     let mut row: Vec<Cell> = vec![
         id(&container.id).into(),
