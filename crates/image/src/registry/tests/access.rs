@@ -167,3 +167,25 @@ async fn foreign_layers_are_asked_of_the_registry_and_their_urls_never() {
     assert_eq!(error.kind, RegistryErrorKind::NotFound);
     assert!(evil.seen().is_empty());
 }
+
+#[tokio::test]
+async fn only_what_a_digest_protects_may_be_redirected_into_the_clear() {
+    let (secure, plain) = (FakeRegistry::start_tls(false).await, FakeRegistry::start().await);
+    let image = image();
+    secure.set_access(Access::Basic("me".into(), "pw".into()));
+    for fake in [&secure, &plain] {
+        fake.put_image("app", "v1", &image);
+    }
+    let setup = Setup::new();
+    let name = format!("{}/app:v1", secure.host());
+    secure.fault("/manifests/v1", 1, Fault::RedirectTo(plain.url()));
+    let error = setup.resolve_as(&name, &login("me", "pw")).await.expect_err("anyone in between could answer");
+    assert_eq!(error.kind, RegistryErrorKind::Invalid);
+    assert!(plain.seen().is_empty());
+
+    secure.fault("/manifests/sha256", 1, Fault::RedirectTo(plain.url()));
+    let pinned = format!("{}/app@{}", secure.host(), image.digest());
+    setup.resolve_as(&pinned, &login("me", "pw")).await.expect("the digest tells");
+    assert_eq!(plain.seen().len(), 1);
+    assert_eq!(plain.seen()[0].header("authorization"), "");
+}

@@ -161,3 +161,23 @@ async fn headers_of_the_configuration_are_sent() {
         assert!(Registry::new(config).is_err(), "{header:?}");
     }
 }
+
+#[tokio::test]
+async fn a_mirror_that_answers_again_is_the_first_again() {
+    let (mirror, upstream) = (FakeRegistry::start().await, FakeRegistry::start().await);
+    let (both, only_mirror) = (Layer::plain(vec![1; 100]), Layer::plain(vec![2; 100]));
+    mirror.put_blob(both.blob.clone());
+    mirror.put_blob(only_mirror.blob.clone());
+    upstream.put_blob(both.blob.clone());
+    let setup = Setup::with(|config| config.progress_timeout = SHORT);
+    setup.hosts("reg.example", &format!("server = {:?}\n[host.{:?}]\n", upstream.url(), mirror.url()));
+    let name = "reg.example/app:v1";
+    mirror.fault("/blobs/", 1, Fault::Silent);
+    assert_eq!(setup.download(name, &both, 0).await, Ok(came(&both.blob)));
+    assert_eq!((mirror.seen().len(), upstream.seen().len()), (1, 1));
+    // Taken for dead it comes last, and is asked all the same when nobody else has it.
+    assert_eq!(setup.download(name, &only_mirror, 0).await, Ok(came(&only_mirror.blob)));
+    assert_eq!((mirror.seen().len(), upstream.seen().len()), (2, 2));
+    assert_eq!(setup.download(name, &both, 0).await, Ok(came(&both.blob)));
+    assert_eq!((mirror.seen().len(), upstream.seen().len()), (3, 2));
+}
