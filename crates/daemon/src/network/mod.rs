@@ -324,6 +324,7 @@ impl Network {
         netns: OwnedFd,
         cancel: &CancellationToken,
     ) -> Result<Attachment, Error> {
+        Cni::accepts(pod)?;
         let attached = Cni::attachments_for(&networks);
         let network = attached.first().map(|first| first.network.clone()).unwrap_or_default();
         let mut record = Record {

@@ -43,6 +43,7 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 
 const IFF_UP: u32 = 1;
+const IFF_RUNNING: u32 = 0x40;
 const IFA_F_NODAD: u32 = 2;
 const RT_TABLE_MAIN: u8 = 254;
 const RTPROT_STATIC: u8 = 4;
@@ -68,6 +69,8 @@ pub(super) struct Link {
     /// "bridge", "veth", …; empty for hardware.
     pub kind: String,
     pub up: bool,
+    /// Up, with carrier, and sending: until then what is sent to it is dropped.
+    pub running: bool,
     /// Index of the bridge that it is a port of.
     pub master: Option<u32>,
     pub mtu: u32,
@@ -101,6 +104,7 @@ fn parse_link(payload: &[u8]) -> Option<Link> {
         name: attributes.text(IFLA_IFNAME)?.to_owned(),
         kind: attributes.inside(IFLA_LINKINFO).text(IFLA_INFO_KIND).unwrap_or_default().to_owned(),
         up: u32_at(payload, 8)? & IFF_UP != 0,
+        running: u32_at(payload, 8)? & IFF_RUNNING != 0,
         master: attributes.get(IFLA_MASTER).and_then(|bytes| u32_at(bytes, 0)),
         mtu: attributes.get(IFLA_MTU).and_then(|bytes| u32_at(bytes, 0))?,
     })

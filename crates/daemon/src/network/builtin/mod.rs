@@ -34,6 +34,7 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// The pod's end of the pair, as every CNI plugin calls it too.
 pub(super) const POD_LINK: &str = "eth0";
@@ -43,12 +44,22 @@ const HOST_LINK_PREFIX: &str = "kn";
 const MTU_DEFAULT: u32 = 1500;
 /// What Linux takes for an interface with IPv6.
 const MTU_RANGE: std::ops::RangeInclusive<u32> = 1280..=65535;
+/// How long a new link may take to be active, and between two looks at it. It takes less than a millisecond; a pod whose
+/// link takes longer is attached all the same.
+const RUNNING_TIMEOUT: Duration = Duration::from_millis(100);
+const RUNNING_PAUSE: Duration = Duration::from_micros(200);
 /// Bytes of a link's name.
 const LINK_NAME_MAX: usize = 15;
 
 /// The host's end of a pod's pair. Pod ids are drawn at random, so that no name ever comes again.
 pub(super) fn host_link(pod: &PodId) -> String {
     format!("{HOST_LINK_PREFIX}{}", pod.short())
+}
+
+/// Whether a link could be the host's end of a pair of ours.
+fn is_host_link(name: &str) -> bool {
+    name.strip_prefix(HOST_LINK_PREFIX)
+        .is_some_and(|rest| rest.len() == 12 && rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// The built-in network of this node.
@@ -142,7 +153,9 @@ impl Builtin {
             }
         }
         netns::enter(netns).map_err(|e| failed("entering the pod's network namespace", e.into()))?;
-        configure_inside(addresses).map_err(|e| failed(&format!("configuring {POD_LINK} in the pod"), e))
+        configure_inside(addresses).map_err(|e| failed(&format!("configuring {POD_LINK} in the pod"), e))?;
+        wait_until_running(&mut host, &[&host_name, &self.config.bridge]);
+        Ok(())
     }
 
     fn open_ports(&self, host: &mut Socket, pod: &PodId, wanted: &[HostPort]) -> Result<(), Error> {
@@ -153,6 +166,7 @@ impl Builtin {
             return Ok(());
         }
         self.ruleset.publish(&mut rules, pod, wanted.to_vec())?;
+        self.note_rules(Ok(()));
         if wanted.iter().any(|port| port.protocol == knarr_model::spec::Protocol::Udp) {
             let forgotten = links::local_addresses(host)
                 .and_then(|local| conntrack::forget_flows(&mut rules, wanted, Stale::Before(&local)));
@@ -170,6 +184,16 @@ impl Builtin {
             tracing::warn!(%message, "pods have no masquerade and no host ports");
         }
         *failure = now;
+        self.set_route_localnet(failure.is_none() && self.ruleset.has_any_ports());
+    }
+
+    /// Lets packets of 127.0.0.1 be routed to the bridge, and back. Only while the rule is there that keeps pods from
+    /// reaching the services of the host's 127.0.0.1 that way.
+    fn set_route_localnet(&self, on: bool) {
+        let key = format!("ipv4/conf/{}/route_localnet", self.config.bridge);
+        if let Err(error) = links::write_sysctl(&key, if on { "1" } else { "0" }) {
+            tracing::warn!(key, %error, "host ports do not work on 127.0.0.1");
+        }
     }
 
     /// Takes back what [`Builtin::attach`] did, as far as it came. Does not wait for the kernel to remove the link.
@@ -259,8 +283,8 @@ impl Builtin {
             enable_ipv6_forwarding().map_err(|e| Error::internal(format!("enabling IPv6 forwarding: {e}")))?;
         }
         sysctl("ipv4/ip_forward", "1")?;
-        if self.config.host_ports {
-            sysctl(&format!("ipv4/conf/{name}/route_localnet"), "1")?;
+        if !self.config.host_ports {
+            sysctl(&format!("ipv4/conf/{name}/route_localnet"), "0")?;
         }
         let mut batch = vec![links::up(index)];
         batch.extend(subnets.each().map(|subnet| links::address(index, subnet.gateway(), subnet)));
@@ -289,19 +313,28 @@ impl Builtin {
         self.note_rules(repaired);
     }
 
+    /// Whether an earlier life has left a bridge or a table; on a node with CNI there is neither.
+    fn has_traces(&self) -> bool {
+        let bridge = Socket::open(NETLINK_ROUTE)
+            .map_err(Refusal::from)
+            .and_then(|mut host| links::find(&mut host, &self.config.bridge));
+        matches!(bridge, Ok(Some(_))) || nftables::open().is_ok_and(|mut rules| self.ruleset.exists(&mut rules))
+    }
+
     /// Removes links and rules that belong to no pod of `known`; blocks. Links of our bridge whose name is that of no
     /// known pod are deleted, and the table is made anew without their host ports.
     pub fn sweep(&self, known: &[PodId]) -> Vec<Error> {
-        if !self.used.load(Ordering::Relaxed) {
+        if !self.used.load(Ordering::Relaxed) && !self.has_traces() {
             return Vec::new();
         }
+        self.used.store(true, Ordering::Relaxed);
         let mut errors = Vec::new();
         let stray = || -> Result<(), Refusal> {
             let mut host = Socket::open(NETLINK_ROUTE)?;
             let Some(bridge) = links::find(&mut host, &self.config.bridge)? else { return Ok(()) };
             let kept: Vec<String> = known.iter().map(host_link).collect();
             for link in links::list(&mut host)? {
-                let ours = link.master == Some(bridge.index) && link.name.starts_with(HOST_LINK_PREFIX);
+                let ours = link.master == Some(bridge.index) && is_host_link(&link.name);
                 if ours && !kept.contains(&link.name) && !self.departures.awaits(&link.name) {
                     links::delete(&mut host, &link.name)?;
                 }
@@ -404,6 +437,18 @@ fn configure_inside(addresses: &[(IpAddr, Subnet)]) -> Result<(), Refusal> {
     socket.execute(batch)
 }
 
+/// The kernel activates a link that gets its carrier late, the host's end and a new bridge, from a work queue. A packet
+/// sent before is dropped, and a client waits a second until it tries again. Answered by `host` in its namespace,
+/// whichever the calling thread is in.
+fn wait_until_running(host: &mut Socket, names: &[&str]) {
+    let end = Instant::now() + RUNNING_TIMEOUT;
+    for name in names {
+        while links::find(host, name).is_ok_and(|link| link.is_some_and(|link| !link.running)) && Instant::now() < end {
+            std::thread::sleep(RUNNING_PAUSE);
+        }
+    }
+}
+
 /// A hardware address that follows from the IPv4 address: a neighbour's memory of an address that another pod had is
 /// right for this one too.
 fn pod_mac(ips: &[IpAddr]) -> Mac {
@@ -475,9 +520,10 @@ fn subnets_of_cidr(cidr: &str) -> Result<Subnets, Error> {
     Subnets::new(v4, v6).map_err(refuse)
 }
 
-/// Without IPv6 where the kernel has none.
+/// Without IPv6 where the kernel has none or the host's administrator has switched it off.
 fn without_missing_family(subnets: Subnets) -> Subnets {
-    if Path::new("/proc/sys/net/ipv6").exists() { subnets } else { Subnets { v6: None, ..subnets } }
+    let has_ipv6 = links::read_sysctl("ipv6/conf/all/disable_ipv6").is_ok_and(|value| value == "0");
+    if has_ipv6 { subnets } else { Subnets { v6: None, ..subnets } }
 }
 
 #[cfg(test)]

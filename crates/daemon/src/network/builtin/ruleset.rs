@@ -15,7 +15,8 @@
 //!
 //! - Only packets to an address of this host are looked up (`fib daddr type local`): traffic of a pod to another
 //!   machine's port of the same number is none of ours.
-//! - `route_localnet` on the bridge makes 127.0.0.1 work as a host port's address; `martians` takes back what that opens.
+//! - `route_localnet` on the bridge makes 127.0.0.1 work as a host port's address; `martians` takes back what that opens,
+//!   so that the one is set only while the other is there.
 //!   IPv6 has nothing like it, so that ::1 is left alone and refuses at once.
 //! - There is no forward chain: an accept of ours would not keep another table from dropping. Such tables are looked for
 //!   and named instead.
@@ -320,6 +321,11 @@ impl Ruleset {
         self.lock().ports.contains_key(pod)
     }
 
+    /// Whether any pod has host ports.
+    pub fn has_any_ports(&self) -> bool {
+        !self.lock().ports.is_empty()
+    }
+
     /// Masquerades for other subnets from now on.
     pub fn set_subnets(&self, socket: &mut Socket, subnets: Vec<Subnet>) -> Result<(), Error> {
         let mut state = self.lock();
@@ -330,6 +336,11 @@ impl Ruleset {
     /// Makes the table anew from what is known: elements of pods that are not, go.
     pub fn refresh(&self, socket: &mut Socket) -> Result<(), Error> {
         self.rebuild(&mut self.lock(), socket)
+    }
+
+    /// Whether the table is there with any rule.
+    pub fn exists(&self, socket: &mut Socket) -> bool {
+        count_rules(socket, FAMILY_INET, &self.table).is_ok_and(|count| count > 0)
     }
 
     /// Removes the table.

@@ -25,8 +25,10 @@ pub(super) struct Entry {
     pub netns: String,
     pub args: Vec<(String, String)>,
     pub capabilities: Map<String, Value>,
-    /// What the last plugin of ADD said; `None` if ADD has not ended well.
+    /// What the last plugin of ADD said; of an ADD that failed, the last one that did not.
     pub result: Option<Value>,
+    /// Of an ADD that failed: how many plugins of the list were called. `None`: all, or nobody knows.
+    pub called: Option<usize>,
 }
 
 /// libcni's file format.
@@ -46,6 +48,9 @@ struct File {
     capability_args: Map<String, Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     result: Option<Value>,
+    /// Ours; libcni passes over it.
+    #[serde(default, rename = "knarrCalledPlugins", skip_serializing_if = "Option::is_none")]
+    called: Option<usize>,
 }
 
 /// The folder of all entries.
@@ -79,6 +84,7 @@ impl Cache {
             cni_args: entry.args.clone(),
             capability_args: entry.capabilities.clone(),
             result: entry.result.clone(),
+            called: entry.called,
         };
         let failed = |e: io::Error| Error::internal(format!("writing CNI cache {}: {e}", path.display()));
         let bytes = serde_json::to_vec(&file).map_err(|e| failed(e.into()))?;
@@ -138,6 +144,7 @@ fn parse(bytes: &[u8]) -> Result<Entry, String> {
         args: file.cni_args,
         capabilities: file.capability_args,
         result: file.result.filter(Value::is_object),
+        called: file.called,
     })
 }
 
@@ -156,6 +163,7 @@ mod tests {
             args: vec![("IgnoreUnknown".to_owned(), "1".to_owned())],
             capabilities: Map::from_iter([("cgroupPath".to_owned(), json!("/x"))]),
             result: Some(json!({"cniVersion": "1.0.0"})),
+            called: Some(1),
         }
     }
 

@@ -4,8 +4,8 @@
 //! and times: a folder that was removed and made again is as good as one that was only changed, where a watch would have
 //! died with the first one.
 //!
-//! A failed ADD is undone at once for those plugins that were called. DEL calls every plugin whatever the others said,
-//! with the configuration and the result that ADD had. Records and pins are kept one level up.
+//! DEL calls every plugin whatever the others said, with the configuration and the result that ADD had; after an ADD that
+//! failed, those that ADD had called. Records and pins are kept one level up.
 
 mod arguments;
 mod cache;
@@ -183,8 +183,12 @@ impl Cni {
         .await
     }
 
-    /// Attaches a pod to the networks, one after the other. What fails is not undone here beyond the list that failed:
-    /// [`Cni::del`] does that for the whole pod.
+    /// Whether plugins can be called for the pod at all: nothing in it would be read as another argument.
+    pub fn accepts(pod: &PodIdentity) -> Result<(), Error> {
+        arguments::pairs(pod).and(arguments::capabilities(pod)).map(|_| ())
+    }
+
+    /// Attaches a pod to the networks, one after the other. What fails is not undone here: [`Cni::del`] does that.
     pub async fn add(
         &self,
         pod: &PodIdentity,
@@ -204,9 +208,13 @@ impl Cni {
                 args: args.clone(),
                 capabilities: capabilities.clone(),
                 result: None,
+                called: None,
             };
             self.remember(&pod.id, &entry).await?;
-            let result = self.add_list(&pod.id, &entry, cancel).await?;
+            let added = self.add_list(&pod.id, &mut entry, cancel).await;
+            // Also of what failed: how far it came decides what is undone.
+            self.remember(&pod.id, &entry).await?;
+            let result = added?;
             if index == 0 {
                 ips = result::addresses(&result, &entry.interface)
                     .map_err(|why| Error::internal(format!("CNI network {:?}: {why}", list.name)))?;
@@ -214,9 +222,7 @@ impl Cni {
                     return Err(Error::internal(format!("CNI network {:?} gave the pod no address", list.name)));
                 }
             }
-            results.insert(list.name.clone(), result.clone());
-            entry.result = Some(result);
-            self.remember(&pod.id, &entry).await?;
+            results.insert(list.name.clone(), result);
         }
         Ok(Outcome { ips, detail: Value::Object(results) })
     }
@@ -226,28 +232,25 @@ impl Cni {
         blocking(move || cache.write(&pod, &entry)).await?
     }
 
-    /// ADD down the list. When a plugin fails, it and those before it are undone, with the last result there was.
-    async fn add_list(&self, pod: &PodId, entry: &Entry, cancel: &CancellationToken) -> Result<Value, Error> {
+    /// ADD down the list. The entry says afterwards how far it came.
+    async fn add_list(&self, pod: &PodId, entry: &mut Entry, cancel: &CancellationToken) -> Result<Value, Error> {
         let list = &entry.list;
         let args = arguments::joined(&entry.args);
         let subject =
             Subject { container_id: pod.as_str(), netns: &entry.netns, interface: &entry.interface, args: &args };
-        let mut previous: Option<Value> = None;
         for (index, plugin) in list.plugins.iter().enumerate() {
-            let input = input(list, plugin, previous.as_ref(), &entry.capabilities, &[]);
+            let input = input(list, plugin, entry.result.as_ref(), &entry.capabilities, &[]);
             let added = self.call(Verb::Add, plugin, Some(subject), input, cancel).await;
             match added.and_then(|output| plugin::parse_object(Verb::Add, &plugin.kind, &output)) {
-                Ok(result) => previous = Some(result),
+                Ok(result) => entry.result = Some(result),
                 Err(failure) => {
-                    let done = &list.plugins[..=index];
-                    for failure in self.del_plugins(list, done, subject, previous.as_ref(), &entry.capabilities).await {
-                        tracing::warn!(%pod, %failure, "undoing a failed attachment");
-                    }
+                    entry.called = Some(index + 1);
                     return Err(failure.into_error().context(format_args!("CNI network {:?}", list.name)));
                 }
             }
         }
-        previous.ok_or_else(|| Error::internal(format!("CNI network {:?} has no plugins", list.name)))
+        let result = entry.result.clone();
+        result.ok_or_else(|| Error::internal(format!("CNI network {:?} has no plugins", list.name)))
     }
 
     /// DEL up the list, each plugin whatever the others say.
@@ -280,7 +283,8 @@ impl Cni {
             };
             let args = arguments::joined(&entry.args);
             let subject = Subject { container_id: pod.id.as_str(), netns, interface, args: &args };
-            let plugins = &entry.list.plugins;
+            let called = entry.called.unwrap_or(usize::MAX).min(entry.list.plugins.len());
+            let plugins = &entry.list.plugins[..called];
             let failures =
                 self.del_plugins(&entry.list, plugins, subject, entry.result.as_ref(), &entry.capabilities).await;
             let mut clean = true;
@@ -337,6 +341,7 @@ impl Cni {
             args: arguments::pairs(pod).unwrap_or_default(),
             capabilities: arguments::capabilities(pod).unwrap_or_default(),
             result: None,
+            called: None,
         })
     }
 
