@@ -65,9 +65,12 @@ pub fn copy_process(new: u64, cgroup: Option<BorrowedFd<'_>>, child: impl FnOnce
 /// Like [`copy_process`], but the copy becomes a child of this process's parent, in the PID namespace that this process
 /// has joined for its children. Gives its pid as this process sees it.
 ///
-/// It is the old clone call, which a system call filter that is already loaded lets through where it hides clone3.
+/// Only for a copy made by [`copy_process`], EINVAL elsewhere. A system call filter may be loaded already: so this is
+/// the old clone call, which default profiles let through where they hide clone3, and nothing is asked of the kernel
+/// beside it.
 pub fn copy_process_as_sibling(child: impl FnOnce() -> u8) -> Result<u32> {
-    only_thread()?;
+    // A copy starts with one thread, and nothing that runs in one starts another.
+    InCopy::prove()?;
     let flags = libc::CLONE_PARENT | libc::SIGCHLD;
     // SAFETY: as in copy_process; the four pointers are null, which the kernel takes as "none" for these flags, and the
     // order of the last two, which differs between machines, does not matter.

@@ -10,7 +10,7 @@ crate::tests![
     ambient_capabilities_survive_execve_of_a_user,
     no_new_privs_is_set_only_when_asked_for,
     a_filter_is_loaded_with_and_without_no_new_privs,
-    a_filter_that_hides_clone3_does_not_hinder_an_exec,
+    a_filter_that_hides_clone3_and_forbids_unshare_does_not_hinder_an_exec,
     a_filter_that_is_no_program_is_refused,
     an_apparmor_profile_without_apparmor_is_an_error,
     a_user_may_reopen_its_output,
@@ -20,12 +20,13 @@ crate::tests![
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_NET_BIND: u64 = 1 << 10;
 
-/// getppid fails with EPERM, clone3 with ENOSYS, all else is allowed.
+/// As a default profile does it: getppid and unshare fail with EPERM, clone3 with ENOSYS, all else is allowed.
 fn filter() -> Vec<u8> {
-    let (getppid, clone3) = if cfg!(target_arch = "x86_64") { (110, 435) } else { (173, 435) };
-    let program: [(u16, u8, u8, u32); 6] = [
+    let (getppid, unshare, clone3) = if cfg!(target_arch = "x86_64") { (110, 272, 435) } else { (173, 97, 435) };
+    let program: [(u16, u8, u8, u32); 7] = [
         (0x20, 0, 0, 0),
-        (0x15, 2, 0, getppid),
+        (0x15, 3, 0, getppid),
+        (0x15, 2, 0, unshare),
         (0x15, 2, 0, clone3),
         (0x06, 0, 0, 0x7fff_0000),
         (0x06, 0, 0, 0x0005_0001),
@@ -129,7 +130,7 @@ fn a_filter_is_loaded_with_and_without_no_new_privs(node: &mut Node) {
     }
 }
 
-fn a_filter_that_hides_clone3_does_not_hinder_an_exec(node: &mut Node) {
+fn a_filter_that_hides_clone3_and_forbids_unshare_does_not_hinder_an_exec(node: &mut Node) {
     let pod = node.pod();
     let container = node.container(&["sleep"]);
     let running = node.start(&pod, &container);
