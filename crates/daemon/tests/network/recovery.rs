@@ -1,7 +1,7 @@
 //! What a new daemon makes of what an earlier one left.
 
 use crate::laboratory::{ask_tcp, eventually, ip, laboratory, new_netns, port, remove, serve, sh};
-use knarr_daemon::network::PodIdentity;
+use knarr_daemon::network::{BuiltinConfig, Network, NetworkConfig, PodIdentity};
 use knarr_model::spec::Protocol;
 use std::os::fd::AsFd;
 
@@ -111,5 +111,34 @@ fn two_daemons_on_one_state_directory_do_not_share_an_address() {
         ips.sort();
         ips.dedup();
         assert_eq!(ips.len(), 4);
+    });
+}
+
+#[test]
+fn another_instances_bridge_is_left_alone() {
+    laboratory(|lab| async move {
+        let network = lab.open().await;
+        let pod = lab.pod(&network, &[port(Protocol::Tcp, 8080, 80)]).await;
+        let before = lab.traces();
+        let other = NetworkConfig { state_dir: lab.root.join("other"), ..lab.config() };
+        let intruder = Network::open(other.clone()).await.unwrap();
+        assert!(intruder.sweep(&[]).await.is_empty());
+        let error = intruder.attach(&lab.identity(&[]), new_netns()).await.unwrap_err();
+        assert!(error.message.contains("belongs to another instance"), "{error}");
+        intruder.close().await.unwrap();
+        lab.settled(&before).await;
+
+        let subnets = BuiltinConfig {
+            bridge: "knarr1".to_owned(),
+            subnet_v4: "10.86.0.0/16".to_owned(),
+            subnet_v6: None,
+            ..BuiltinConfig::default()
+        };
+        let neighbour = Network::open(NetworkConfig { builtin: subnets, ..other }).await.unwrap();
+        let theirs = lab.pod(&neighbour, &[port(Protocol::Tcp, 8081, 80)]).await;
+        let _ours = serve(Some(pod.netns.as_fd()), "ours", "0.0.0.0:80");
+        let _theirs = serve(Some(theirs.netns.as_fd()), "theirs", "0.0.0.0:80");
+        assert!(ask_tcp(ip("127.0.0.1"), 8080).unwrap().starts_with("ours"));
+        assert!(ask_tcp(ip("127.0.0.1"), 8081).unwrap().starts_with("theirs"));
     });
 }

@@ -29,6 +29,7 @@ const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_PROTINFO: u16 = 12;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_IFALIAS: u16 = 20;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -74,6 +75,8 @@ pub(super) struct Link {
     /// Index of the bridge that it is a port of.
     pub master: Option<u32>,
     pub mtu: u32,
+    /// A note for people; empty if there is none.
+    pub alias: String,
 }
 
 fn link_header(family: u8, index: u32, up: bool) -> [u8; LINK_HEADER] {
@@ -107,6 +110,7 @@ fn parse_link(payload: &[u8]) -> Option<Link> {
         running: u32_at(payload, 8)? & IFF_RUNNING != 0,
         master: attributes.get(IFLA_MASTER).and_then(|bytes| u32_at(bytes, 0)),
         mtu: attributes.get(IFLA_MTU).and_then(|bytes| u32_at(bytes, 0))?,
+        alias: attributes.text(IFLA_IFALIAS).unwrap_or_default().to_owned(),
     })
 }
 
@@ -224,6 +228,12 @@ pub(super) fn set_hairpin(socket: &mut Socket, index: u32) -> Result<(), Refusal
 /// Makes a link a port of a bridge.
 pub(super) fn set_master(socket: &mut Socket, index: u32, bridge: u32) -> Result<(), Refusal> {
     let message = Message::new(RTM_SETLINK, NLM_F_ACK, &link_header(0, index, false)).u32(IFLA_MASTER, bridge);
+    socket.execute(vec![message])
+}
+
+/// Writes a note on a link, at most 255 bytes.
+pub(super) fn set_alias(socket: &mut Socket, index: u32, alias: &str) -> Result<(), Refusal> {
+    let message = Message::new(RTM_SETLINK, NLM_F_ACK, &link_header(0, index, false)).text(IFLA_IFALIAS, alias);
     socket.execute(vec![message])
 }
 

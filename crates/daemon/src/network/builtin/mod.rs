@@ -26,7 +26,7 @@ use self::ruleset::{HostPort, Policy, Ruleset};
 use super::netlink::{NETLINK_ROUTE, Refusal, Socket};
 use super::{BuiltinConfig, PodIdentity, netns, record};
 use knarr_model::spec::PortMapping;
-use knarr_model::{Error, PodId};
+use knarr_model::{Error, ErrorKind, PodId};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -44,6 +44,9 @@ const HOST_LINK_PREFIX: &str = "kn";
 const MTU_DEFAULT: u32 = 1500;
 /// What Linux takes for an interface with IPv6.
 const MTU_RANGE: std::ops::RangeInclusive<u32> = 1280..=65535;
+/// How the note on the bridge begins, and bytes of the path behind it: a link's alias ends at 255.
+const OWNER_PREFIX: &str = "knarr ";
+const OWNER_PATH_MAX: usize = 200;
 /// How long a new link may take to be active, and between two looks at it. It takes less than a millisecond; a pod whose
 /// link takes longer is attached all the same.
 const RUNNING_TIMEOUT: Duration = Duration::from_millis(100);
@@ -68,6 +71,8 @@ pub(super) struct Builtin {
     config: BuiltinConfig,
     pub addresses: Arc<Addresses>,
     pub departures: Arc<Departures>,
+    /// What is written on the bridge.
+    owner: String,
     ruleset: Ruleset,
     bridge: Mutex<Option<Bridge>>,
     /// Whether a pod has been attached: before that nothing of ours is on the host.
@@ -116,6 +121,7 @@ impl Builtin {
             ruleset: Ruleset::new(policy, host_ports),
             addresses,
             bridge: Mutex::new(None),
+            owner: owner(state_dir),
             rules_failure: Mutex::new(None),
             config: config.clone(),
         })
@@ -128,10 +134,10 @@ impl Builtin {
         addresses: &[(IpAddr, Subnet)],
         netns: BorrowedFd<'_>,
     ) -> Result<(), Error> {
-        self.used.store(true, Ordering::Relaxed);
         let failed = |step: &str, e: Refusal| Error::internal(format!("built-in network: {step}: {e}"));
         let mut host = Socket::open(NETLINK_ROUTE).map_err(|e| failed("opening a netlink socket", e.into()))?;
         let bridge = self.ensure_bridge(&mut host)?;
+        self.used.store(true, Ordering::Relaxed);
         let ips: Vec<IpAddr> = addresses.iter().map(|(ip, _)| *ip).collect();
         let wanted = if self.config.host_ports { HostPort::of_pod(&pod.ports, &ips) } else { Vec::new() };
         self.open_ports(&mut host, &pod.id, &wanted)?;
@@ -261,11 +267,21 @@ impl Builtin {
                 link.kind
             )));
         }
+        if self.is_anothers(&link) {
+            let why = format!("bridge {name} belongs to another instance ({}): choose another name", link.alias);
+            return Err(Error::new(ErrorKind::FailedPrecondition, why));
+        }
+        links::set_alias(host, link.index, &self.owner).map_err(|e| failed("noting whose it is", e))?;
         self.set_bridge_up(host, link.index)?;
         self.adopt_ports(host, link.index).map_err(|e| failed("taking its ports back", e))?;
         let bridge = Bridge { index: link.index, mtu };
         *known = Some(bridge);
         Ok(bridge)
+    }
+
+    /// Two instances on one bridge would sweep each other's pods away: the bridge says which state directory it serves.
+    fn is_anothers(&self, bridge: &links::Link) -> bool {
+        bridge.alias.starts_with(OWNER_PREFIX) && bridge.alias != self.owner
     }
 
     fn set_bridge_up(&self, host: &mut Socket, index: u32) -> Result<(), Error> {
@@ -325,6 +341,12 @@ impl Builtin {
     /// known pod are deleted, and the table is made anew without their host ports.
     pub fn sweep(&self, known: &[PodId]) -> Vec<Error> {
         if !self.used.load(Ordering::Relaxed) && !self.has_traces() {
+            return Vec::new();
+        }
+        let bridge = Socket::open(NETLINK_ROUTE)
+            .map_err(Refusal::from)
+            .and_then(|mut host| links::find(&mut host, &self.config.bridge));
+        if bridge.is_ok_and(|bridge| bridge.is_some_and(|bridge| self.is_anothers(&bridge))) {
             return Vec::new();
         }
         self.used.store(true, Ordering::Relaxed);
@@ -518,6 +540,14 @@ fn subnets_of_cidr(cidr: &str) -> Result<Subnets, Error> {
     }
     let v4 = v4.ok_or_else(|| refuse(format!("{cidr:?} has no IPv4 subnet, which the built-in network needs")))?;
     Subnets::new(v4, v6).map_err(refuse)
+}
+
+/// The note on the bridge: the state directory, its end if it is long.
+fn owner(state_dir: &Path) -> String {
+    let path = state_dir.to_string_lossy();
+    let start =
+        path.char_indices().map(|(at, _)| at).find(|at| path.len() - at <= OWNER_PATH_MAX).unwrap_or(path.len());
+    format!("{OWNER_PREFIX}{}", &path[start..])
 }
 
 /// Without IPv6 where the kernel has none or the host's administrator has switched it off.
