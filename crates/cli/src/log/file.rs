@@ -175,6 +175,7 @@ impl Open {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::io::Write;
 
     fn lines(log: &mut LogFile) -> Vec<String> {
@@ -256,5 +257,21 @@ mod tests {
         let path = dir.path().join("0.log");
         std::fs::write(&path, vec![b'x'; MAX_LINE_BYTES + CHUNK_BYTES]).unwrap();
         assert_eq!(lines(&mut LogFile::new(&path, None)).len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn the_tail_is_what_counting_lines_would_give(
+            lengths in proptest::collection::vec(0..3_000_usize, 0..60),
+            count in 0_u64..70,
+        ) {
+            let mut file = tempfile::tempfile().unwrap();
+            let text: String = lengths.iter().map(|length| format!("{}\n", "x".repeat(*length))).collect();
+            file.write_all(text.as_bytes()).unwrap();
+            let offset = tail_offset(&mut file, text.len() as u64, count).unwrap();
+            let skipped = lengths.len().saturating_sub(usize::try_from(count).unwrap());
+            let expected: usize = lengths[..skipped].iter().map(|length| length + 1).sum();
+            prop_assert_eq!(offset, expected as u64);
+        }
     }
 }

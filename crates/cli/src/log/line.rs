@@ -68,4 +68,18 @@ mod tests {
             assert_eq!(parse(bad.as_bytes()), None, "{bad}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_a_line_or_none(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..80)) {
+            let _ = parse(&bytes);
+        }
+
+        #[test]
+        fn what_a_container_wrote_comes_back_byte_for_byte(content in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..80)) {
+            let mut raw = b"2024-01-01T00:00:00.5Z stderr F ".to_vec();
+            raw.extend(&content);
+            proptest::prop_assert_eq!(parse(&raw).map(|line| line.content.to_vec()), Some(content));
+        }
+    }
 }

@@ -30,6 +30,7 @@ pub fn expand<'a>(text: &str, lookup: impl Fn(&str) -> Option<&'a str>) -> Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn references_are_expanded_by_the_rules_of_kubernetes() {
@@ -56,6 +57,24 @@ mod tests {
             ("", ""),
         ] {
             assert_eq!(expand(text, lookup), expected, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_text_without_references_stays_as_it_is(text in "[^$]*") {
+            prop_assert_eq!(expand(&text, |_| Some("x")), text);
+        }
+
+        #[test]
+        fn escaping_every_dollar_keeps_any_text(text in "\\PC*") {
+            prop_assert_eq!(expand(&text.replace('$', "$$"), |_| Some("x")), text);
+        }
+
+        #[test]
+        fn names_that_nobody_knows_are_left_alone(text in "([$]?[(]?[a-z]?[)]?)*") {
+            prop_assume!(!text.contains("$$"));
+            prop_assert_eq!(expand(&text, |_| None), text);
         }
     }
 }

@@ -54,7 +54,7 @@ impl Quantity {
 
     fn divided(self, by: i128) -> i64 {
         let quotient = self.nano.div_euclid(by) + i128::from(self.nano.rem_euclid(by) != 0);
-        i64::try_from(quotient).unwrap_or(i64::MAX)
+        i64::try_from(quotient).unwrap_or(if quotient < 0 { i64::MIN } else { i64::MAX })
     }
 
     /// How many `divisor`s it takes, rounded up: what `resourceFieldRef` asks for.
@@ -137,6 +137,7 @@ fn scaled(mantissa: i128, factor: i128, power: i32) -> i128 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn quantity(text: &str) -> Quantity {
         text.parse().unwrap()
@@ -195,5 +196,26 @@ mod tests {
         assert_eq!(quantity("1Gi").in_units_of(quantity("1Mi")), 1_024);
         assert_eq!(quantity("1500m").in_units_of(quantity("1")), 2);
         assert!(quantity("-1").is_negative());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_quantity_or_an_error(text in "\\PC*") {
+            let _ = text.parse::<Quantity>();
+        }
+
+        #[test]
+        fn anything_shaped_like_a_quantity_is_read_without_overflow(text in "[+]?[0-9]{0,40}[.]?[0-9]{0,40}([numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]{1,4})?") {
+            if let Ok(quantity) = text.parse::<Quantity>() {
+                prop_assert!(quantity.value() >= quantity.milli_value() / 1_000);
+            }
+        }
+
+        #[test]
+        fn decimals_are_rounded_up_and_never_by_more_than_one(whole in 0..1_000_000_i64, nanos in 0..1_000_000_000_i64) {
+            let exact = quantity(&format!("{whole}.{nanos:09}"));
+            prop_assert_eq!(exact.value(), whole + i64::from(nanos != 0));
+            prop_assert_eq!(exact.milli_value(), whole * 1_000 + (nanos + 999_999) / 1_000_000);
+        }
     }
 }

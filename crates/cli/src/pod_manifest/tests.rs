@@ -443,3 +443,47 @@ fn every_example_is_a_manifest_without_warnings() {
     }
     assert!(count >= 4);
 }
+
+/// Words of manifests, strung together at random: most of it is nonsense of the right shape.
+const FRAGMENTS: [&str; 24] = [
+    "kind: Pod\n",
+    "apiVersion: v1\n",
+    "metadata: {name: x}\n",
+    "spec:\n",
+    "  containers:\n",
+    "  - name: a\n",
+    "    image: b:1\n",
+    "    command: [x]\n",
+    "    env: [{name: A, value: \"$(B)\"}]\n",
+    "  volumes: [{name: v}]\n",
+    "    volumeMounts: [{name: v, mountPath: /x}]\n",
+    "    resources: {limits: {cpu: 1e9999, memory: -1}}\n",
+    "    securityContext: {runAsUser: 99999999999}\n",
+    "    ports: [{containerPort: 70000}]\n",
+    "---\n",
+    "items:\n",
+    "- ",
+    "null\n",
+    "  hostAliases: [1, {}]\n",
+    "&a ",
+    "*a\n",
+    "<<: *a\n",
+    "    lifecycle: 3\n",
+    "  dnsConfig: {options: [{}]}\n",
+];
+
+proptest::proptest! {
+    #[test]
+    fn any_text_is_a_manifest_or_a_list_of_problems(
+        picks in proptest::collection::vec(0..FRAGMENTS.len(), 0..40),
+        noise in "\\PC{0,40}",
+    ) {
+        let text: String = picks.iter().map(|pick| FRAGMENTS[*pick]).collect();
+        for text in [format!("{text}{noise}"), format!("{noise}{text}"), text] {
+            let outcome = manifest(&text, "x", Validation::Strict);
+            if let Err(problems) = outcome.manifest {
+                proptest::prop_assert!(!problems.is_empty());
+            }
+        }
+    }
+}
