@@ -9,6 +9,7 @@ pub mod capability;
 pub mod cgroup;
 pub mod fd_passing;
 pub mod file;
+pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod open;
