@@ -29,6 +29,10 @@ use super::{DISPLACED_DIR, LayerError, Limits, TREE_DIR};
 /// Write-back of a file is started each time that this much of it was written, so that the sync at the commit finds
 /// little left to do.
 const WRITEBACK_BYTES: u64 = 8 << 20;
+/// Write-back is not started for a file smaller than this: one request to the disk for each of 48,000 files of 6 kB took
+/// a third of the whole pull's CPU time (1.3 s), and the sync at the commit, which puts neighbours into one request,
+/// needs 0.5 s for all of them.
+const WRITEBACK_FILE_BYTES_MIN: u64 = 64 << 10;
 /// The unit in which a file system hands out space, for the sum that a layer is accounted with.
 const SPACE_UNIT_BYTES: u64 = 4096;
 /// How many replaced entries are kept aside. An honest archive has none or a few.
@@ -213,9 +217,9 @@ impl Applier<'_> {
                 }
             }
         }
-        let wrote = copy.at > 0;
+        let wrote = copy.at;
         set_metadata(file.as_fd(), &Metadata::of(entry)).map_err(|(step, e)| disk(step, &place.path, e))?;
-        if wrote {
+        if wrote >= WRITEBACK_FILE_BYTES_MIN {
             start_writeback(&file).map_err(|e| disk("start writing back", &place.path, e))?;
         }
         self.account(entry.size);
