@@ -1,6 +1,8 @@
 //! Development tasks, one subcommand each; `cargo xtask help` lists them.
 //! Nothing here is part of the product.
 
+#![allow(clippy::print_stdout, reason = "a task's result is what it prints")]
+
 mod binaries;
 mod check;
 mod codegen;

@@ -38,6 +38,6 @@ impl Cgroups {
 
     /// Names in any hierarchy: a crash may have left a cgroup in some of them only.
     fn children(&self, path: &str) -> BTreeSet<String> {
-        self.shared.roots().into_iter().flat_map(|root| sys::children(root, path).unwrap_or_default()).collect()
+        self.shared.roots().flat_map(|root| sys::children(root, path).unwrap_or_default()).collect()
     }
 }

@@ -403,10 +403,10 @@ impl RuntimeService for Runtime {
         request: Request<v1::UpdateRuntimeConfigRequest>,
     ) -> Answer<v1::UpdateRuntimeConfigResponse> {
         let network = request.into_inner().runtime_config.and_then(|c| c.network_config);
-        if let Some(network) = network.filter(|n| !n.pod_cidr.is_empty()) {
-            if let Err(error) = self.node.world().network.pod_cidr(&network.pod_cidr).await {
-                return answer("UpdateRuntimeConfig", &network.pod_cidr, Err(error));
-            }
+        if let Some(network) = network.filter(|n| !n.pod_cidr.is_empty())
+            && let Err(error) = self.node.world().network.pod_cidr(&network.pod_cidr).await
+        {
+            return answer("UpdateRuntimeConfig", &network.pod_cidr, Err(error));
         }
         Ok(Response::new(v1::UpdateRuntimeConfigResponse {}))
     }

@@ -667,8 +667,7 @@ mod property {
         #[test]
         fn every_history_can_be_removed_and_every_ticket_is_answered(acts in prop::collection::vec(act(), 0..60)) {
             let mut bench = Bench::new();
-            let mut toy = Toy::default();
-            toy.asked = bench.ask(Request::Run);
+            let mut toy = Toy { asked: bench.ask(Request::Run), ..Default::default() };
             toy.absorb(&mut bench);
             for act in &acts {
                 if bench.over {
