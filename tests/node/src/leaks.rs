@@ -4,7 +4,7 @@
 //! is gone or the time is up. The image store is not looked at: images stay by intention.
 
 use crate::{Outcome, eventually};
-use rustix::process::{WaitOptions, waitpid};
+use rustix::process::{WaitOptions, wait};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -86,7 +86,7 @@ pub async fn nothing_left(
 
 /// The test is process 1 of its PID namespace: orphans are its to reap.
 fn reap() {
-    while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {}
+    while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
 }
 
 /// Mount points with what is mounted there. The numbers of mounts differ from one look to the next and are left out.
@@ -96,7 +96,10 @@ fn mounts() -> Outcome<BTreeSet<String>> {
     for line in text.lines() {
         let fields: Vec<&str> = line.split(' ').collect();
         let dash = fields.iter().position(|f| *f == "-").ok_or("mountinfo without a dash")?;
-        mounts.insert(format!("{} on {} ({})", fields[3], fields[4], fields[dash + 1]));
+        // Pins are made in a shared mount of their directory on itself, which is the node's, as `ip netns` makes it.
+        if !fields[4].ends_with("/node/run/netns") {
+            mounts.insert(format!("{} on {} ({})", fields[3], fields[4], fields[dash + 1]));
+        }
     }
     Ok(mounts)
 }
@@ -112,7 +115,7 @@ fn links() -> Outcome<BTreeSet<String>> {
     Ok(names.filter(|name| name != "knarr0" && name != "cni-node0").collect())
 }
 
-/// What is in sets, maps and chains of a pod's own. The frame, tables and base chains, may stay.
+/// What is in sets, maps and chains of a pod's own. The frame, tables and base chains, knarr's and portmap's, may stay.
 fn rules() -> BTreeSet<String> {
     let Ok(output) = Command::new("nft").args(["list", "ruleset"]).output() else { return BTreeSet::new() };
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -120,7 +123,7 @@ fn rules() -> BTreeSet<String> {
     let mut open = false;
     for line in text.lines().map(str::trim) {
         open |= line.starts_with("elements = {");
-        if open || line.starts_with("chain CNI-") || line.contains("dnat to") && !line.contains("map") {
+        if open || line.starts_with("chain CNI-DN-") || line.contains("dnat to") && !line.contains("map") {
             rules.insert(line.to_owned());
         }
         open &= !line.contains('}');
@@ -166,8 +169,7 @@ fn processes(daemon: Option<u32>) -> Outcome<BTreeSet<String>> {
         let Ok(command) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let state = stat.rsplit(") ").next().and_then(|s| s.chars().next()).unwrap_or('?');
-        found.insert(format!("{pid} {state} {command}"));
+        found.insert(format!("{command}({})", stat.split(' ').take(4).collect::<Vec<_>>().join(" ")));
     }
     Ok(found)
 }
@@ -190,20 +192,22 @@ fn descriptors(daemon: u32) -> Outcome<BTreeSet<String>> {
 
 /// Everything below the node's root but what stays by intention.
 fn files(root: &Path) -> BTreeSet<String> {
-    const STAYS: [&str; 3] = ["state/images", "cli", "state/network/boot"];
+    const STAYS: [&str; 4] = ["state/images", "cli", "state/network/last-address", "state/network/cni/results"];
     let mut found = BTreeSet::new();
     let mut directories = vec![root.to_path_buf()];
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
             let path = entry.path();
             let name = path.strip_prefix(root).unwrap_or(&path).display().to_string();
-            if STAYS.contains(&name.as_str()) {
+            if name == STAYS[0] || name == STAYS[1] {
                 continue;
             }
             if entry.file_type().is_ok_and(|t| t.is_dir()) {
                 directories.push(path);
             }
-            found.insert(name);
+            if !STAYS.contains(&name.as_str()) {
+                found.insert(name);
+            }
         }
     }
     found

@@ -2,7 +2,7 @@
 
 use knarr_node_tests::node::Node;
 use knarr_node_tests::requests::{container, pod};
-use knarr_node_tests::{Outcome, eventually, refused, tests};
+use knarr_node_tests::{Outcome, TOOL, eventually, refused, tests};
 use std::time::{Duration, Instant};
 use tonic::Code;
 
@@ -44,12 +44,21 @@ async fn a_program_that_is_not_there_is_an_error(node: &mut Node) -> Outcome {
 }
 
 async fn output_is_cut_off_and_the_program_goes_on(node: &mut Node) -> Outcome {
+    // What kubelet's client takes in one message; an answer that is larger is an error there, not a longer answer.
     const LIMIT: usize = 16 << 20;
     let pod = node.run_pod(pod("much")).await?;
     let id = node.run(&pod, container("main", &["pause"])).await?;
     let bytes = (LIMIT + (4 << 20)).to_string();
-    let response = node.exec(&id, &["bytes", &bytes, ",", "write", "/done", "yes", ",", "exit", "3"]).await?;
-    assert_eq!(response.stdout.len(), LIMIT);
+    let cmd = [TOOL, "bytes", &bytes, ",", "bytes", &bytes, "stderr", ",", "write", "/done", "yes", ",", "exit", "3"];
+    let request = knarr_cri_api::v1::ExecSyncRequest {
+        container_id: id.clone(),
+        cmd: cmd.map(str::to_owned).to_vec(),
+        timeout: 30,
+    };
+    let mut kubelet = node.runtime.clone().max_decoding_message_size(LIMIT);
+    let response = kubelet.exec_sync(request).await?.into_inner();
+    let (out, err) = (response.stdout.len(), response.stderr.len());
+    assert!(out + err < LIMIT && out >= LIMIT / 4 && err >= LIMIT / 4, "{out} and {err} bytes");
     assert_eq!(response.exit_code, 3);
     assert_eq!(node.exec_output(&id, &["cat", "/done"]).await?, "yes");
     Ok(())
