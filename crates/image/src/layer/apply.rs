@@ -34,7 +34,7 @@ const WRITEBACK_BYTES: u64 = 8 << 20;
 /// needs 0.5 s for all of them.
 const WRITEBACK_FILE_BYTES_MIN: u64 = 64 << 10;
 /// The unit in which a file system hands out space, for the sum that a layer is accounted with.
-const SPACE_UNIT_BYTES: u64 = 4096;
+pub(crate) const SPACE_UNIT_BYTES: u64 = 4096;
 /// How many replaced entries are kept aside. An honest archive has none or a few.
 const DISPLACED_MAX: u64 = 100_000;
 /// How many bytes of names are remembered until the end (directories, links to lower layers): a million directories

@@ -13,12 +13,13 @@ use std::io::{self, BufRead};
 use tar::Header;
 
 use super::name::BadName;
-use super::pax::{PaxRecords, SPARSE_PIECES_MAX, header_number};
+use super::pax::{PaxRecords, header_number};
+use super::sparse::{self, Sparse};
 
 /// The unit of a tar stream, in bytes.
 pub(crate) const BLOCK_BYTES: usize = 512;
 /// The largest PAX header, long name or sparse map that is read. Go's reader, which made most images, has the same limit.
-const EXTENSION_BYTES_MAX: u64 = 1 << 20;
+pub(super) const EXTENSION_BYTES_MAX: u64 = 1 << 20;
 
 /// Why an archive cannot be read.
 #[derive(Debug)]
@@ -100,15 +101,6 @@ pub(crate) struct Entry {
     pub device: (u32, u32),
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     pub sparse: Option<Sparse>,
-}
-
-/// Where the payload of a file with holes goes.
-#[derive(Debug)]
-pub(crate) struct Sparse {
-    /// Offset and length of each piece, ascending; the lengths add up to the entry's `size`.
-    pub pieces: Vec<(u64, u64)>,
-    /// Size of the file with its holes.
-    pub real_size: u64,
 }
 
 /// Headers that belong to the entry after them.
@@ -245,63 +237,18 @@ impl<R: BufRead> TarReader<R> {
         if kind == Kind::File {
             self.expect_payload(pax.size.unwrap_or(header_size));
             entry.sparse = if type_flag == b'S' {
-                Some(self.gnu_sparse(block, record)?)
+                Some(sparse::gnu(self, block, record)?)
             } else if pax.sparse.is_sparse() {
-                Some(self.pax_sparse(pax.sparse, record)?)
+                Some(sparse::pax(self, pax.sparse, record)?)
             } else {
                 None
             };
             entry.size = self.payload_left;
             if let Some(sparse) = &entry.sparse {
-                check_sparse(sparse, entry.size)?;
+                sparse.check(entry.size)?;
             }
         }
         Ok(entry)
-    }
-
-    /// The old GNU format: four pieces in the header, the others in blocks of 21 between header and payload.
-    fn gnu_sparse<K: Record>(&mut self, block: &[u8; BLOCK_BYTES], record: &mut K) -> Result<Sparse, TarError> {
-        const PIECE_BYTES: usize = 24;
-        let mut pieces = Vec::new();
-        let mut take = |table: &[u8]| -> Result<(), TarError> {
-            for piece in table.chunks_exact(PIECE_BYTES).filter(|piece| piece[0] != 0) {
-                if pieces.len() == SPARSE_PIECES_MAX {
-                    return Err(TarError::Header("more than 65536 pieces in a sparse file"));
-                }
-                pieces.push((unsigned(&piece[..12])?, unsigned(&piece[12..])?));
-            }
-            Ok(())
-        };
-        take(&block[386..386 + 4 * PIECE_BYTES])?;
-        let real_size = unsigned(&block[483..495])?;
-        let mut goes_on = block[482] != 0;
-        // These blocks are not counted in the entry's size: they are read past `payload_left`.
-        while goes_on {
-            let more = self.block(record)?.ok_or(TarError::Ends("a sparse map"))?;
-            take(&more[..21 * PIECE_BYTES])?;
-            goes_on = more[504] != 0;
-        }
-        Ok(Sparse { pieces, real_size })
-    }
-
-    /// PAX formats 0.0 and 0.1 have the map in records, 1.0 at the front of the payload in decimal lines.
-    fn pax_sparse<K: Record>(&mut self, records: super::pax::PaxSparse, record: &mut K) -> Result<Sparse, TarError> {
-        let real_size = records.real_size.ok_or(TarError::Pax("a sparse file without its size"))?;
-        match (records.major.unwrap_or(0), records.minor.unwrap_or(0)) {
-            (0, _) => return Ok(Sparse { pieces: records.pieces, real_size }),
-            (1, 0) => {}
-            _ => return Err(TarError::Pax("a sparse format that is not 0.0, 0.1 or 1.0")),
-        }
-        let mut lines = MapLines { block: [0; BLOCK_BYTES], at: BLOCK_BYTES, bytes_left: EXTENSION_BYTES_MAX };
-        let count = lines.number(self, record)?;
-        if count > SPARSE_PIECES_MAX as u64 {
-            return Err(TarError::Pax("more than 65536 pieces in a sparse file"));
-        }
-        let mut pieces = Vec::new();
-        for _ in 0..count {
-            pieces.push((lines.number(self, record)?, lines.number(self, record)?));
-        }
-        Ok(Sparse { pieces, real_size })
     }
 
     fn expect_payload(&mut self, size: u64) {
@@ -331,11 +278,11 @@ impl<R: BufRead> TarReader<R> {
     }
 
     /// One block, or `None` when the stream ends before it begins.
-    fn block<K: Record>(&mut self, record: &mut K) -> Result<Option<[u8; BLOCK_BYTES]>, TarError> {
+    pub(super) fn block<K: Record>(&mut self, record: &mut K) -> Result<Option<[u8; BLOCK_BYTES]>, TarError> {
         let mut block = [0; BLOCK_BYTES];
         let mut filled = 0;
         while filled < BLOCK_BYTES {
-            let buffer = self.input.fill_buf().map_err(TarError::Read)?;
+            let buffer = available(&mut self.input)?;
             if buffer.is_empty() {
                 return if filled == 0 { Ok(None) } else { Err(TarError::Ends("a header")) };
             }
@@ -354,7 +301,7 @@ impl<R: BufRead> TarReader<R> {
             return Err(TarError::Header("a zero block in the middle of the archive"));
         }
         loop {
-            let buffer = self.input.fill_buf().map_err(TarError::Read)?;
+            let buffer = available(&mut self.input)?;
             if buffer.is_empty() {
                 return Ok(());
             }
@@ -362,48 +309,6 @@ impl<R: BufRead> TarReader<R> {
             let taken = buffer.len();
             self.input.consume(taken);
         }
-    }
-}
-
-/// Reads the map of a sparse file in format 1.0, which fills whole blocks of the payload.
-struct MapLines {
-    block: [u8; BLOCK_BYTES],
-    at: usize,
-    bytes_left: u64,
-}
-
-impl MapLines {
-    fn number<R: BufRead, K: Record>(&mut self, tar: &mut TarReader<R>, record: &mut K) -> Result<u64, TarError> {
-        const BAD: TarError = TarError::Pax("a sparse map is not lines of decimal numbers");
-        let mut number: Option<u64> = None;
-        loop {
-            if self.at == BLOCK_BYTES {
-                self.refill(tar, record)?;
-            }
-            let byte = self.block[self.at];
-            self.at += 1;
-            match byte {
-                b'\n' => return number.ok_or(BAD),
-                b'0'..=b'9' => {
-                    let next = number.unwrap_or(0).checked_mul(10).and_then(|n| n.checked_add(u64::from(byte - b'0')));
-                    number = Some(next.ok_or(BAD)?);
-                }
-                _ => return Err(BAD),
-            }
-        }
-    }
-
-    fn refill<R: BufRead, K: Record>(&mut self, tar: &mut TarReader<R>, record: &mut K) -> Result<(), TarError> {
-        let left = self.bytes_left.checked_sub(BLOCK_BYTES as u64);
-        self.bytes_left = left.ok_or(TarError::Pax("a sparse map of more than 1 MiB"))?;
-        let mut filled = 0;
-        tar.payload(BLOCK_BYTES as u64, |piece| {
-            self.block[filled..filled + piece.len()].copy_from_slice(piece);
-            filled += piece.len();
-            record.raw(piece).map_err(TarError::Record)
-        })?;
-        self.at = 0;
-        Ok(())
     }
 }
 
@@ -420,8 +325,21 @@ fn once<T>(slot: &mut Option<T>, value: T, twice: TarError) -> Result<(), TarErr
 }
 
 fn fill<'a, R: BufRead>(input: &'a mut R, inside: &'static str) -> Result<&'a [u8], TarError> {
-    let buffer = input.fill_buf().map_err(TarError::Read)?;
+    let buffer = available(input)?;
     if buffer.is_empty() { Err(TarError::Ends(inside)) } else { Ok(buffer) }
+}
+
+/// What can be had without waiting twice; empty at the end of the stream.
+fn available<R: BufRead>(input: &mut R) -> Result<&[u8], TarError> {
+    loop {
+        match input.fill_buf() {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(TarError::Read(e)),
+            Ok(_) => break,
+        }
+    }
+    // Asked again because a borrow cannot leave the loop; a full buffer is not read into.
+    input.fill_buf().map_err(TarError::Read)
 }
 
 fn until_nul(mut data: Vec<u8>) -> Vec<u8> {
@@ -494,26 +412,8 @@ fn device(kind: Kind, header: &Header) -> Result<(u32, u32), TarError> {
     Ok((major as u32, minor as u32))
 }
 
-fn unsigned(field: &[u8]) -> Result<u64, TarError> {
+pub(super) fn unsigned(field: &[u8]) -> Result<u64, TarError> {
     u64::try_from(header_number(field)?).map_err(|_| TarError::Header("a negative number"))
-}
-
-fn check_sparse(sparse: &Sparse, payload: u64) -> Result<(), TarError> {
-    let mut at = 0u64;
-    let mut sum = 0u64;
-    for &(offset, length) in &sparse.pieces {
-        let end = offset.checked_add(length).filter(|&end| end <= sparse.real_size);
-        if offset < at || end.is_none() {
-            return Err(TarError::Header("the pieces of a sparse file overlap or lie outside it"));
-        }
-        at = offset + length;
-        sum += length;
-    }
-    if sum == payload && i64::try_from(sparse.real_size).is_ok() {
-        Ok(())
-    } else {
-        Err(TarError::Header("the pieces of a sparse file do not add up"))
-    }
 }
 
 #[cfg(test)]
@@ -648,54 +548,6 @@ mod tests {
         let mut wrong = header("f", b'0', 0);
         wrong.as_mut_bytes()[0] = b'g';
         assert!(read(&member(&wrong, b"")).unwrap_err().to_string().contains("checksum"));
-    }
-
-    #[test]
-    fn sparse_pieces_must_lie_apart_inside_the_file() {
-        let good = Sparse { pieces: vec![(0, 4), (10, 6)], real_size: 20 };
-        assert!(check_sparse(&good, 10).is_ok());
-        for (pieces, real_size, payload) in [
-            (vec![(0, 4), (3, 2)], 20, 6),
-            (vec![(18, 4)], 20, 4),
-            (vec![(u64::MAX, 4)], 20, 4),
-            (vec![(0, 4)], 20, 5),
-            (vec![], u64::MAX, 0),
-        ] {
-            assert!(check_sparse(&Sparse { pieces, real_size }, payload).is_err());
-        }
-    }
-
-    #[test]
-    fn every_sparse_format_of_gnu_tar_is_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = std::fs::File::create(dir.path().join("holes")).unwrap();
-        use std::os::unix::fs::FileExt;
-        for piece in 0..40u64 {
-            file.write_all_at(&[b'a' + piece as u8 % 26; 5000], piece * 1_000_000).unwrap();
-        }
-        file.set_len(50_000_000).unwrap();
-        for format in [
-            &["--format=gnu"][..],
-            &["--format=pax", "--sparse-version=0.0"],
-            &["--format=pax", "--sparse-version=0.1"],
-            &["--format=pax", "--sparse-version=1.0"],
-        ] {
-            let tar = std::process::Command::new("tar")
-                .args(format)
-                .args(["-S", "-cf", "-", "-C"])
-                .arg(dir.path())
-                .arg("holes")
-                .output()
-                .unwrap();
-            assert!(tar.status.success());
-            let mut reader = TarReader::new(&tar.stdout[..]);
-            let entry = reader.next(&mut Forget).unwrap().unwrap();
-            assert_eq!(entry.name, b"holes", "{format:?}");
-            let sparse = entry.sparse.unwrap();
-            assert_eq!(sparse.real_size, 50_000_000);
-            assert!(sparse.pieces.len() >= 40 && entry.size < 1_000_000, "{format:?}: {} pieces", sparse.pieces.len());
-            assert!(reader.next(&mut Forget).unwrap().is_none());
-        }
     }
 
     proptest! {

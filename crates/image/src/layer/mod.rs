@@ -20,6 +20,7 @@ mod lower;
 mod name;
 mod pax;
 mod skeleton;
+mod sparse;
 mod tree;
 
 #[cfg(test)]
@@ -87,7 +88,7 @@ pub struct Applied {
     pub diff_id: Digest,
     /// Its size.
     pub archive_bytes: u64,
-    /// Space on disk, in units of 4 KiB.
+    /// Space on disk with the skeleton, in units of 4 KiB.
     pub bytes: u64,
     /// Files, directories, links and devices.
     pub inodes: u64,
@@ -215,8 +216,8 @@ pub fn apply(input: impl Read, into: &Path, limits: &Limits) -> Result<Applied, 
             (Ok(None), Ok(_)) => return Err(LayerError::Input(io::ErrorKind::BrokenPipe.into())),
             (Err(error), _) => return Err(error),
         };
-        drop(skeleton);
-        Ok(applied(compressed, archive, written))
+        let skeleton_bytes = skeleton.metadata().map_err(LayerError::Skeleton)?.len();
+        Ok(applied(compressed, archive, written, skeleton_bytes))
     })
 }
 
@@ -231,13 +232,13 @@ fn open_layer(path: &Path) -> Result<OwnedFd, rustix::io::Errno> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
-fn applied(compressed: ([u8; 32], u64), archive: Archive, written: Written) -> Applied {
+fn applied(compressed: ([u8; 32], u64), archive: Archive, written: Written, skeleton_bytes: u64) -> Applied {
     Applied {
         digest: Digest::from_sha256(&compressed.0),
         compressed_bytes: compressed.1,
         diff_id: Digest::from_sha256(&archive.hasher.finalize().into()),
         archive_bytes: archive.bytes,
-        bytes: written.bytes,
+        bytes: written.bytes + skeleton_bytes.next_multiple_of(apply::SPACE_UNIT_BYTES),
         inodes: written.inodes,
         pending: Pending { implied: written.implied, links: written.lower_links },
     }

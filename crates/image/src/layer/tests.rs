@@ -651,3 +651,64 @@ fn a_changed_layer_does_not_pass_for_the_archive() {
     std::os::unix::fs::symlink("/etc/passwd", stage.root().join("f")).unwrap();
     assert!(reassemble(&stage.layer(), &mut Vec::new()).is_err());
 }
+
+#[test]
+fn overlayfs_understands_what_is_written() {
+    let Some(base) = Stage::new() else { return };
+    let archive = Tar::default()
+        .dir("kept")
+        .file("kept/below", "")
+        .dir("gone")
+        .file("gone/x", "")
+        .dir("hidden")
+        .file("hidden/old", "")
+        .dir("reborn")
+        .file("reborn/old", "")
+        .file("file", "old")
+        .end();
+    base.apply(&archive).unwrap();
+    let top = Stage::new().unwrap();
+    let archive = Tar::default()
+        .dir("kept")
+        .file("kept/above", "")
+        .file(".wh.gone", "")
+        .dir("hidden")
+        .file("hidden/.wh..wh..opq", "")
+        .file("hidden/new", "")
+        .file(".wh.reborn", "")
+        .dir("reborn")
+        .file("reborn/new", "")
+        .file(".wh.file", "")
+        .file("file", "new")
+        .end();
+    top.apply(&archive).unwrap();
+
+    let target = tempfile::tempdir().unwrap();
+    let seen = std::thread::spawn(move || {
+        knarr_sys::thread::enter_private_mount_namespace().unwrap();
+        let lowers = format!("lowerdir={}:{}", top.root().display(), base.root().display());
+        let lowers = std::ffi::CString::new(lowers).unwrap();
+        let flags = rustix::mount::MountFlags::RDONLY;
+        rustix::mount::mount("overlay", target.path(), "overlay", flags, Some(lowers.as_c_str())).unwrap();
+        let seen: Vec<String> = snapshot(target.path(), &[]).into_keys().collect();
+        let content = std::fs::read_to_string(target.path().join("file")).unwrap();
+        rustix::mount::unmount(target.path(), rustix::mount::UnmountFlags::empty()).unwrap();
+        (seen, content)
+    });
+    let (seen, content) = seen.join().unwrap();
+    let expected = ["", "file", "hidden", "hidden/new", "kept", "kept/above", "kept/below", "reborn", "reborn/new"];
+    assert_eq!(seen, expected);
+    assert_eq!(content, "new");
+}
+
+#[test]
+fn the_writing_thread_sees_nothing_but_the_layer() {
+    let Some(stage) = Stage::new() else { return };
+    let layer = open_layer(&stage.layer()).unwrap();
+    let names = std::thread::spawn(move || {
+        confine::enter(&layer).unwrap();
+        std::fs::read_dir("/").unwrap().count() + usize::from(std::fs::metadata("/../../outside").is_ok())
+    });
+    assert_eq!(names.join().unwrap(), 0, "an empty directory is all there is");
+    assert!(std::path::Path::new("/proc/self").exists(), "and only for that thread");
+}
