@@ -51,8 +51,10 @@ async fn a_manifest_is_run_looked_at_and_removed(node: &mut Node) -> Outcome {
     assert_eq!(output, "inside\n");
     let code = node.cli(&["exec", "web", "--", "/bin/tool", "exit", "5"])?.status.code();
     assert_eq!(code, Some(5));
+    let inspected: serde_json::Value = serde_json::from_str(&node.cli_output(&["inspect", "web/main"])?)?;
+    assert_eq!(inspected["status"]["id"], id.as_str(), "{inspected}");
     let inspected: serde_json::Value = serde_json::from_str(&node.cli_output(&["inspect", "web"])?)?;
-    assert!(inspected.to_string().contains(&id), "{inspected}");
+    assert_eq!(inspected["status"]["metadata"]["name"], "web", "{inspected}");
     node.cli_output(&["stop", "web"])?;
     assert!(!node.cli_output(&["ps"])?.contains("web"));
     assert!(node.cli_output(&["ps", "-a"])?.contains("web"));

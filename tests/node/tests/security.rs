@@ -214,8 +214,8 @@ async fn no_new_privileges_and_seccomp_are_set(node: &mut Node) -> Outcome {
     assert_eq!((status["NoNewPrivs"].as_str(), status["Seccomp"].as_str()), ("1", "2"));
     // Without it, a filter needs a privilege that the process is about to lose.
     config.metadata.get_or_insert_default().name = "setuid".into();
-    config.log_path = "setuid/0.log".into();
     for user in [0, 1000] {
+        config.log_path = format!("setuid/{user}.log");
         security(&mut config).no_new_privs = false;
         security(&mut config).run_as_user = int(user);
         config.metadata.get_or_insert_default().attempt = u32::try_from(user)?;
@@ -476,14 +476,18 @@ async fn the_shims_executable_cannot_be_written(node: &mut Node) -> Outcome {
         .map(|(p, _)| p)
         .collect();
     assert!(!shims.is_empty(), "{processes}");
+    let mut seen = 0;
     for pid in shims {
         let outcome = node.exec_output(&id, &["try", "write", &format!("/proc/{pid}/exe")]).await?;
-        assert!(["EROFS\n", "EACCES\n", "EPERM\n", "ETXTBSY\n"].contains(&outcome.as_str()), "{outcome}");
+        assert!(["EROFS\n", "EACCES\n", "EPERM\n", "ETXTBSY\n", "ENOENT\n"].contains(&outcome.as_str()), "{outcome}");
         // While it runs it is busy whatever the mount is; what counts is the mount, through which a handle that was
         // kept could be opened again later. Both sides see the same processes, under the same numbers.
-        let flags = rustix::fs::statvfs(format!("/proc/{pid}/exe"))?.f_flag;
-        assert!(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY), "{flags:?}");
+        // What started the listing was a copy of the shim, which is gone.
+        let Ok(mount) = rustix::fs::statvfs(format!("/proc/{pid}/exe")) else { continue };
+        assert!(mount.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY), "{:?}", mount.f_flag);
+        seen += 1;
     }
+    assert!(seen > 0);
     assert!(std::fs::read(&shim)? == before);
     Ok(())
 }
