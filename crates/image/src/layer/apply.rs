@@ -145,6 +145,9 @@ impl Applier<'_> {
                 _ => Err(bad(&"the root of the layer can only be a directory")),
             };
         }
+        if name::is_reserved(parent) {
+            return Ok(());
+        }
         match name::meaning(last).map_err(|why| bad(&why))? {
             // The payload of these, if any, goes to the skeleton as it is.
             Meaning::Reserved => Ok(()),

@@ -90,6 +90,11 @@ pub(crate) fn is_at_or_below(path: &[u8], ancestor: &[u8]) -> bool {
     ancestor.is_empty() || path.strip_prefix(ancestor).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }
 
+/// Whether a clean path leads through a directory of a storage driver's own bookkeeping.
+pub(crate) fn is_reserved(parent: &[u8]) -> bool {
+    parent.split(|&b| b == b'/').any(|component| component.starts_with(RESERVED_PREFIX))
+}
+
 /// What the last component of a clean path asks for.
 pub(crate) fn meaning(last: &[u8]) -> Result<Meaning<'_>, BadName> {
     if last == OPAQUE_NAME {
@@ -156,6 +161,7 @@ mod tests {
         for bad in [&b".wh."[..], b".wh..", b".wh..."] {
             assert_eq!(meaning(bad), Err(BadName::Whiteout));
         }
+        assert!(is_reserved(b".wh..wh.plnk") && is_reserved(b"a/.wh..wh.orph/b") && !is_reserved(b"a/.wh.b"));
     }
 
     proptest! {

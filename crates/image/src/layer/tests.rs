@@ -355,7 +355,9 @@ fn whiteouts_become_the_marks_of_overlayfs() {
         .file("d/.wh.gone", "")
         .file("d/sub/.wh..wh..opq", "a payload that means nothing")
         .file(".wh.top", "")
-        .file(".wh..wh.plnk", "storage driver's own")
+        .file(".wh..wh.aufs", "storage driver's own")
+        .dir(".wh..wh.plnk/")
+        .file(".wh..wh.plnk/1.2", "storage driver's own")
         // What this layer has stays, before and after; a directory hides what is below it.
         .file("d/kept", "kept")
         .file("d/.wh.kept", "")
