@@ -84,7 +84,9 @@ async fn pod(client: &Client, pod: &v1::PodSandbox) -> Result<Value, Failure> {
     let message = v1::PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: true };
     let response = client.pod_sandbox_status(format!("inspect pod {}", pod_name(pod)), message).await?;
     let status = response.status.as_ref().map_or(Value::Null, json::pod_status);
-    Ok(json::with_info(json!({ "status": status }), &response.info))
+    // Not every runtime tells them here.
+    let containers: Vec<Value> = response.containers_statuses.iter().map(json::container_status).collect();
+    Ok(json::with_info(json!({ "status": status, "containersStatuses": containers }), &response.info))
 }
 
 async fn container(client: &Client, container: &v1::Container) -> Result<Value, Failure> {
