@@ -13,6 +13,10 @@ use tokio::net::unix::pipe;
 /// One read; a pipe holds 64 KiB.
 const READ_BYTES: usize = 16 << 10;
 
+/// Both streams together, in bytes: the answer must fit into the 16 MiB message that kubelet's client takes, with its
+/// framing and exit code. Else the caller would get an error in place of a cut output.
+const ANSWER_BYTES_MAX: usize = (16 << 20) - 1024;
+
 /// After the kill at the timeout, how long the end may take to be seen.
 const KILL_WAIT: Duration = Duration::from_secs(5);
 
@@ -54,9 +58,22 @@ pub async fn run_sync(
         let message = format!("exec in container {}: command timed out after {seconds} s", container.id.short());
         return Err(Error::new(ErrorKind::DeadlineExceeded, message));
     };
-    let (stdout, stderr) = tokio::join!(stdout.drained(drain), stderr.drained(drain));
+    let (mut stdout, mut stderr) = tokio::join!(stdout.drained(drain), stderr.drained(drain));
     exec.clean_up().await;
+    let (stdout_max, stderr_max) = shares(stdout.len(), stderr.len(), ANSWER_BYTES_MAX);
+    stdout.truncate(stdout_max);
+    stderr.truncate(stderr_max);
     Ok(Output { stdout, stderr, exit_code: ended?.code })
+}
+
+/// How much of each stream is kept: what one leaves of its half, the other may have.
+fn shares(stdout: usize, stderr: usize, sum_max: usize) -> (usize, usize) {
+    let half = sum_max / 2;
+    match (stdout <= half, stderr <= half) {
+        (true, _) => (stdout, stderr.min(sum_max - stdout)),
+        (false, true) => (stdout.min(sum_max - stderr), stderr),
+        (false, false) => (half, half),
+    }
 }
 
 /// One output stream being read. Dropped, it stops reading.
@@ -100,5 +117,19 @@ async fn gather(mut pipe: pipe::Receiver, bytes: Arc<Mutex<Vec<u8>>>, bytes_max:
         let mut bytes = bytes.lock().unwrap_or_else(PoisonError::into_inner);
         let room = bytes_max.saturating_sub(bytes.len());
         bytes.extend_from_slice(&buffer[..count.min(room)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_may_have_what_the_other_leaves() {
+        assert_eq!(shares(3, 4, 10), (3, 4));
+        assert_eq!(shares(20, 4, 10), (6, 4));
+        assert_eq!(shares(1, 20, 10), (1, 9));
+        assert_eq!(shares(20, 20, 10), (5, 5));
+        assert_eq!(shares(0, 0, 10), (0, 0));
     }
 }

@@ -93,7 +93,12 @@ impl Node {
         };
         let handle = match existing {
             Some(handle) => handle,
-            None => self.make_pod(name, config, spec).await?,
+            // A task of its own: a client that goes away in the middle must not leave a record without a pod.
+            None => {
+                let (node, making) = (self.clone(), (name, config, spec));
+                let made = tokio::spawn(async move { node.make_pod(making.0, making.1, making.2).await });
+                made.await.map_err(|e| Error::internal(format!("make the pod: {e}")))??
+            }
         };
         match handle.ask(Request::Run).await? {
             Reply::Pod(id) => Ok(id),
@@ -200,8 +205,19 @@ impl Node {
         self.register().pods.values().cloned().collect()
     }
 
-    /// CreateContainer.
+    /// CreateContainer. It goes on when its client goes away: else a record could stay without a container.
     pub async fn create_container(
+        self: &Arc<Self>,
+        pod: PodHandle,
+        config: knarr_cri_api::v1::ContainerConfig,
+        spec: ContainerSpec,
+    ) -> Result<ContainerId, Error> {
+        let node = self.clone();
+        let created = tokio::spawn(async move { node.record_and_create(&pod, config, spec).await });
+        created.await.map_err(|e| Error::internal(format!("create the container: {e}")))?
+    }
+
+    async fn record_and_create(
         &self,
         pod: &PodHandle,
         config: knarr_cri_api::v1::ContainerConfig,

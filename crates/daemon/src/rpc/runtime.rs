@@ -10,7 +10,7 @@ use crate::records::PodConfig;
 use crate::usage;
 use knarr_cri_api::v1::{self, runtime_service_server::RuntimeService};
 use knarr_model::input::Request as Ask;
-use knarr_model::view::ContainerState;
+use knarr_model::view::{ContainerState, ContainerView, PodView};
 use knarr_model::{Error, ErrorKind};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -126,7 +126,8 @@ impl Runtime {
         Ok(v1::PodSandboxStatusResponse {
             status: Some(convert::pod_sandbox_status(&view)),
             info,
-            containers_statuses: Vec::new(),
+            containers_statuses: view.containers.iter().map(|c| self.status_of(&view, c)).collect(),
+            // The version of evented pod statuses; without events, 0 tells kubelet to ask for each container.
             timestamp: 0,
         })
     }
@@ -137,7 +138,7 @@ impl Runtime {
         let pod = self.node.pod(&request.pod_sandbox_id)?;
         let spec = convert::container_spec(config.clone(), &pod.view().spec)?;
         let limit = self.limits().request_deadline.0;
-        let id = within(limit, self.node.create_container(&pod, config, spec)).await?;
+        let id = within(limit, self.node.create_container(pod, config, spec)).await?;
         Ok(v1::CreateContainerResponse { container_id: id.to_string() })
     }
 
@@ -195,15 +196,19 @@ impl Runtime {
         Ok(v1::ExecSyncResponse { stdout: output.stdout, stderr: output.stderr, exit_code: output.exit_code })
     }
 
+    fn status_of(&self, pod: &PodView, container: &ContainerView) -> v1::ContainerStatus {
+        // The name by digest, as kubelet shows it; the image may have been removed meanwhile.
+        let image = self.node.world().images.store().held(&container.resolved.image_id);
+        let image_ref = image.and_then(|i| i.digests.first().cloned()).unwrap_or_default();
+        convert::container_status(pod, container, &image_ref)
+    }
+
     fn container_status(&self, request: &v1::ContainerStatusRequest) -> Result<v1::ContainerStatusResponse, Error> {
         not_empty("container_id", &request.container_id)?;
         let (pod, container) = self.node.container(&request.container_id)?;
         let view = pod.view();
         let info = if request.verbose { pod.effects().container_info(&view, &container) } else { Default::default() };
-        // The name by digest, as kubelet shows it; the image may have been removed meanwhile.
-        let image = self.node.world().images.store().held(&container.resolved.image_id);
-        let image_ref = image.and_then(|i| i.digests.first().cloned()).unwrap_or_default();
-        let status = convert::container_status(&view, &container, &image_ref);
+        let status = self.status_of(&view, &container);
         Ok(v1::ContainerStatusResponse { status: Some(status), info })
     }
 
