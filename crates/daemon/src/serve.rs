@@ -72,8 +72,11 @@ async fn serve(config: Config) -> Result<(), String> {
     let (node, listener) = start_node(config).await?;
     tracing::info!(socket = %paths.socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
     notify::ready();
-    let served = serve_until_told(node, listener, deadline).await;
+    let served = serve_until_told(node.clone(), listener, deadline).await;
     notify::stopping();
+    if let Err(error) = node.world().network.close().await {
+        tracing::warn!(%error, "cannot take the empty bridge away");
+    }
     let _ = std::fs::remove_file(&paths.socket);
     served
 }

@@ -315,7 +315,7 @@ fn a_given_parent_is_used_and_left() {
 #[test]
 fn a_shim_has_a_bound_of_its_own() {
     let Some(ground) = Ground::new("shim") else { return };
-    let shim = ground.cgroups.create_shim(&ground.pod).unwrap();
+    let shim = ground.cgroups.create_shim(&ground.pod, None).unwrap();
     let path = format!("/{}", shim.group.path);
     if let Some(limit) = read(&ground.cgroups, "memory", &path, "memory.limit_in_bytes", "memory.max") {
         assert_eq!(limit, SHIM_MEMORY_MAX.to_string());

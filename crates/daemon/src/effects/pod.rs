@@ -2,6 +2,8 @@
 
 use super::container::remove_dir;
 use super::{PodEffects, blocking, failed};
+use crate::cgroup::{self, PodCgroup};
+use crate::config::ShimCgroup;
 use crate::network::PodIdentity;
 use crate::oci;
 use crate::shim_client::{ShimClient, StartError};
@@ -86,6 +88,18 @@ impl PodEffects {
         Ok(PodNetwork { ips: attachment.ips })
     }
 
+    /// The cgroup that the shim lies in, where the configuration wants it charged to its pod.
+    fn shim_within(&self) -> Result<Option<PodCgroup>, Error> {
+        match self.world.config.shim.cgroup {
+            ShimCgroup::Runtime => Ok(None),
+            ShimCgroup::Pod => self.pod_cgroup().map(Some),
+        }
+    }
+
+    fn create_shim_cgroup(&self) -> Result<cgroup::ShimCgroup, Error> {
+        self.world.cgroups.create_shim(&self.id, self.shim_within()?.as_ref())
+    }
+
     /// Moves the shim out of the daemon's own cgroup. Where that fails it stays there, which harms nobody but the
     /// accounting.
     ///
@@ -93,7 +107,7 @@ impl PodEffects {
     fn place_shim(self: &Arc<Self>, shim: &ShimClient) {
         let (this, pid) = (self.clone(), shim.shim().pid);
         let placing = tokio::task::spawn_blocking(move || {
-            if let Err(error) = this.world.cgroups.create_shim(&this.id).and_then(|cgroup| cgroup.take_in(pid)) {
+            if let Err(error) = this.create_shim_cgroup().and_then(|cgroup| cgroup.take_in(pid)) {
                 tracing::debug!(pod = this.id.as_str(), %error, "the shim stays in the daemon's cgroup");
             }
         });
@@ -150,8 +164,10 @@ impl PodEffects {
         }
         let this = self.clone();
         let removed = blocking(move || {
-            let pod = this.pod_cgroup().and_then(|cgroup| cgroup.remove());
-            [pod, this.world.cgroups.shim(&this.id).remove()]
+            let shim = this.shim_within().map(|within| this.world.cgroups.shim(&this.id, within.as_ref()));
+            let shim = shim.and_then(|cgroup| cgroup.remove());
+            // The shim's may lie within the pod's.
+            [shim, this.pod_cgroup().and_then(|cgroup| cgroup.remove())]
         });
         problems.extend(removed.await?.into_iter().filter_map(Result::err).map(|e| e.message));
         if problems.is_empty() {
