@@ -7,6 +7,7 @@
 mod call;
 pub mod capability;
 pub mod cgroup;
+pub mod device_filter;
 pub mod fd_passing;
 pub mod file;
 pub mod memory;

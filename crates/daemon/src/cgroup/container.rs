@@ -7,6 +7,7 @@ use super::{CgroupFds, Group, Sample, apply, join, sample};
 use knarr_model::resources::Resources;
 use knarr_model::{Error, ExecId};
 use knarr_sys::cgroup as sys;
+use knarr_sys::device_filter::{self, Rule};
 use rustix::io::Errno;
 
 /// How many names are tried for an exec's leaf when an earlier daemon's exec of that number still has processes.
@@ -146,9 +147,9 @@ impl ContainerCgroup {
         self.group.remove()
     }
 
-    /// v1: nothing but the list, fail-closed. A cgroup v2 filter is a program that the plan carries, not a file.
+    /// Nothing but the list, fail-closed: by the v1 controller where there is one, else by a program in cgroup2.
     fn allow_devices(&self, devices: &DeviceAccess) -> Result<(), Error> {
-        let Some(root) = self.group.shared.v1_root("devices") else { return Ok(()) };
+        let Some(root) = self.group.shared.v1_root("devices") else { return self.filter_devices(devices) };
         let write = |file: &str, rule: &str| {
             sys::write(root, &join(&self.group.path, file), rule)
                 .map_err(|e| Error::internal(format!("write {rule:?} to cgroup file /{}/{file}: {e}", self.group.path)))
@@ -161,6 +162,40 @@ impl ContainerCgroup {
             }
         }
     }
+
+    fn filter_devices(&self, devices: &DeviceAccess) -> Result<(), Error> {
+        let DeviceAccess::Only(rules) = devices else { return Ok(()) };
+        let parsed: Option<Vec<Rule>> = rules.iter().map(|rule| device_rule(rule)).collect();
+        let rules = parsed.ok_or_else(|| Error::internal(format!("device rules {rules:?} cannot be read")))?;
+        let path = &self.group.path;
+        let directory = sys::open_dir(self.group.shared.tree(), path);
+        directory
+            .and_then(|directory| device_filter::attach(directory, &rules))
+            .map_err(|e| Error::internal(format!("attach the device filter to cgroup /{path}: {e}")))
+    }
+}
+
+/// A rule in the words of the v1 controller: "c 1:3 rwm", "b *:* m".
+fn device_rule(text: &str) -> Option<Rule> {
+    let mut words = text.split(' ');
+    let (kind, numbers, access) = (words.next()?, words.next()?, words.next()?);
+    let block = match kind {
+        "b" => true,
+        "c" => false,
+        _ => return None,
+    };
+    let number = |text: &str| match text {
+        "*" => Some(None),
+        digits => digits.parse().ok().map(Some),
+    };
+    let (major, minor) = numbers.split_once(':')?;
+    let access = access.chars().try_fold(0, |access, way| match way {
+        'm' => Some(access | device_filter::MKNOD),
+        'r' => Some(access | device_filter::READ),
+        'w' => Some(access | device_filter::WRITE),
+        _ => None,
+    })?;
+    Some(Rule { block, major: number(major)?, minor: number(minor)?, access })
 }
 
 /// The cgroup of one exec.
@@ -197,5 +232,22 @@ impl ExecLeaf {
     /// Removes the leaf if nothing lives in it. What a background process still uses goes with the container.
     pub fn remove(&self) {
         let _ = sys::remove_tree(self.leaf.shared.tree(), &self.leaf.path);
+    }
+}
+
+#[cfg(test)]
+mod device_tests {
+    use super::*;
+
+    #[test]
+    fn rules_of_the_v1_controller_are_understood_for_the_filter() {
+        let all = device_filter::MKNOD | device_filter::READ | device_filter::WRITE;
+        let null = Rule { block: false, major: Some(1), minor: Some(3), access: all };
+        assert_eq!(device_rule("c 1:3 rwm"), Some(null));
+        let make = Rule { block: true, major: None, minor: None, access: device_filter::MKNOD };
+        assert_eq!(device_rule("b *:* m"), Some(make));
+        for bad in ["", "a", "c 1:3", "c 1 rw", "x 1:3 rw", "c 1:x rw", "c 1:3 rx"] {
+            assert_eq!(device_rule(bad), None, "{bad:?}");
+        }
     }
 }
