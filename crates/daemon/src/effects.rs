@@ -5,6 +5,7 @@ mod container;
 mod info;
 mod pod;
 mod spec;
+mod steps;
 mod world;
 
 pub(crate) use pod::end_shim;

@@ -1,6 +1,7 @@
 //! Effects on one container: create, start, signal, kill, delete, update, reopen, exec.
 
 use super::spec::Built;
+use super::steps::Steps;
 use super::{LiveContainer, PodEffects, blocking, failed, not_started};
 use crate::cgroup::{CgroupFds, ContainerCgroup, ExecLeaf, Sample};
 use crate::oci;
@@ -73,12 +74,15 @@ impl PodEffects {
     }
 
     pub(super) async fn start_container(self: &Arc<Self>, parts: Parts) -> Result<Started, StartError> {
-        let prepared = self.prepare(&parts).await.map_err(StartError::Other)?;
+        let mut steps = Steps::start();
+        let prepared = self.prepare(&parts, &mut steps).await.map_err(StartError::Other)?;
         let Prepared { plan, fds, cgroup } = prepared;
         self.live().containers.entry(parts.id.clone()).or_default().cgroup = Some(cgroup.clone());
         let shim = self.shim().map_err(StartError::Other)?;
         match shim.start_container(plan, fds).await {
             Ok(started) => {
+                steps.done("process");
+                tracing::debug!(container = parts.id.as_str(), steps = %steps, "started");
                 self.live().containers.entry(parts.id.clone()).or_default().pidfd = Some(Arc::new(started.pidfd));
                 Ok(Started { pid: started.pid, started_at: started.started_at })
             }
@@ -98,14 +102,16 @@ impl PodEffects {
         }
     }
 
-    async fn prepare(&self, parts: &Parts) -> Result<Prepared, Error> {
+    async fn prepare(&self, parts: &Parts, steps: &mut Steps) -> Result<Prepared, Error> {
         let built = self.built(parts).await?;
+        steps.done("specification");
         let image = self.world.held_image(&parts.resolved.image_id)?;
         let upper = self.world.paths.uppers.join(parts.id.as_str());
         let rootfs = self.world.rootfs(&image, Some(upper)).await?;
+        steps.done("root file system");
         let (world, pod, parts_) = (self.world.clone(), self.pod_cgroup()?, parts.clone());
         let (pod_spec, pod_dir) = (self.spec.clone(), self.pod_dir());
-        blocking(move || {
+        let prepared = blocking(move || {
             let devices = built.device_access();
             let resources = world.with_defaults(&parts_.resources);
             let cgroup = world.cgroups.create_container(&pod, &parts_.id, &resources, &devices)?;
@@ -120,7 +126,9 @@ impl PodEffects {
                 }
             }
         })
-        .await?
+        .await?;
+        steps.done("cgroup and plan");
+        prepared
     }
 
     /// Signals by pidfd: the daemon does it itself, so that a busy shim delays no Stop.

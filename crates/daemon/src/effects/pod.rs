@@ -1,6 +1,7 @@
 //! Effects on a pod as a whole: set up, tear down, delete.
 
 use super::container::remove_dir;
+use super::steps::Steps;
 use super::{PodEffects, blocking, failed};
 use crate::cgroup::{self, PodCgroup};
 use crate::config::ShimCgroup;
@@ -57,6 +58,7 @@ impl PodEffects {
     }
 
     async fn try_set_up(self: &Arc<Self>) -> Result<PodNetwork, Error> {
+        let mut steps = Steps::start();
         let (this, run_dir) = (self.clone(), self.run_dir());
         let run_dir_fd = blocking(move || {
             let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&run_dir);
@@ -74,7 +76,9 @@ impl PodEffects {
             opened.map_err(|e| failed(format_args!("open {}", run_dir.display()))(e.into()))
         })
         .await??;
+        steps.done("cgroup");
         let (shim, events) = ShimClient::spawn(self.world.shim.as_fd(), &self.id, &self.run_dir(), None).await?;
+        steps.done("shim");
         self.live().shim = Some(shim.clone());
         self.follow(events);
         self.place_shim(&shim);
@@ -83,9 +87,14 @@ impl PodEffects {
             StartError::Failed(failure) => Error::internal(failure.to_string()),
             StartError::Shim(error) => error,
         })?;
-        let Some(netns) = up.net else { return Ok(PodNetwork::default()) };
-        let attachment = self.world.network.attach(&self.identity(), netns).await?;
-        Ok(PodNetwork { ips: attachment.ips })
+        steps.done("namespaces");
+        let mut network = PodNetwork::default();
+        if let Some(netns) = up.net {
+            network.ips = self.world.network.attach(&self.identity(), netns).await?.ips;
+            steps.done("network");
+        }
+        tracing::debug!(pod = self.id.as_str(), steps = %steps, "set up");
+        Ok(network)
     }
 
     /// The cgroup that the shim lies in, where the configuration wants it charged to its pod.
@@ -144,7 +153,7 @@ impl PodEffects {
 
     /// Network, shim with its namespaces, cgroup: all of them, whatever fails.
     pub(super) async fn tear_down(self: &Arc<Self>) -> Result<(), Error> {
-        let mut problems = Vec::new();
+        let (mut problems, mut steps) = (Vec::new(), Steps::start());
         self.ending.store(true, Ordering::Release);
         let (shim, placing) = {
             let mut live = self.live();
@@ -153,15 +162,18 @@ impl PodEffects {
         if let Some(placing) = placing {
             let _ = placing.await;
         }
+        steps.done("shim's move");
         if !self.spec.namespaces.host_network
             && let Err(error) = self.world.network.detach(&self.identity()).await
         {
             problems.push(error.message);
         }
+        steps.done("network");
         match shim {
             Some(shim) => problems.extend(shim.shutdown(true).await.err().map(|e| e.message)),
             None => end_shim(&self.id, &self.run_dir()).await,
         }
+        steps.done("shim");
         let this = self.clone();
         let removed = blocking(move || {
             let shim = this.shim_within().map(|within| this.world.cgroups.shim(&this.id, within.as_ref()));
@@ -170,6 +182,8 @@ impl PodEffects {
             [shim, this.pod_cgroup().and_then(|cgroup| cgroup.remove())]
         });
         problems.extend(removed.await?.into_iter().filter_map(Result::err).map(|e| e.message));
+        steps.done("cgroups");
+        tracing::debug!(pod = self.id.as_str(), steps = %steps, "torn down");
         if problems.is_empty() {
             Ok(())
         } else {
