@@ -38,7 +38,7 @@ pub struct PortMapping {
     #[prost(string, tag = "4")]
     pub host_ip: ::prost::alloc::string::String,
 }
-/// A volume: a path of the host. Opened when the container starts, below symbolic links of the host; made as a directory
+/// A volume: a path of the host. Opened when the container starts, symbolic links of the host followed; made as a directory
 /// if it is missing. Id mappings and images are refused in this version.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Mount {
@@ -321,8 +321,8 @@ pub struct PodSandboxStatus {
     #[prost(string, tag = "9")]
     pub runtime_handler: ::prost::alloc::string::String,
 }
-/// `info` only if verbose: JSON under the key "info". `containers_statuses` and `timestamp` belong to events and are
-/// left out.
+/// `info` only if verbose: JSON under the key "info". `timestamp` is the version of evented statuses; 0 makes kubelet ask
+/// for each container.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PodSandboxStatusResponse {
     #[prost(message, optional, tag = "1")]
@@ -758,8 +758,7 @@ pub struct ContainerMetadata {
     #[prost(uint32, tag = "2")]
     pub attempt: u32,
 }
-/// A device of the host, or a directory of devices. `permissions` of r, w and m; enforced by the v1 device controller
-/// only in this version.
+/// A device of the host, or a directory of devices. `permissions` of r, w and m.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Device {
     #[prost(string, tag = "1")]
@@ -1187,7 +1186,7 @@ pub struct PullImageRequest {
     #[prost(message, optional, tag = "3")]
     pub sandbox_config: ::core::option::Option<PodSandboxConfig>,
 }
-/// The image's id.
+/// The image's id, as in ImageStatus.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PullImageResponse {
     #[prost(string, tag = "1")]
