@@ -2,8 +2,9 @@
 
 use knarr_node_tests::node::Node;
 use knarr_node_tests::requests::{Mode, container, host_network_pod, namespaces, pod, security, security_of_pod};
-use knarr_node_tests::{Outcome, tests};
+use knarr_node_tests::{Outcome, eventually, tests};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 tests![
     containers_share_network_ipc_and_host_name_but_not_processes,
@@ -67,9 +68,11 @@ async fn a_shared_pid_namespace_has_an_init(node: &mut Node) -> Outcome {
 
     // What a container leaves behind ends with it, though the namespace goes on.
     node.stop_container(&two, 0).await?;
-    let left = node.exec_output(&one, &["procs"]).await?;
-    assert_eq!(left.lines().filter(|l| l.ends_with(" tool")).count(), 2, "one and the exec itself: {left}");
-    Ok(())
+    eventually("one container and the exec itself are left", Duration::from_secs(5), async || {
+        let left = node.exec_output(&one, &["procs"]).await?;
+        Ok((left.lines().filter(|l| l.ends_with(" tool")).count() == 2).then_some(()))
+    })
+    .await
 }
 
 async fn a_container_enters_the_processes_of_its_target(node: &mut Node) -> Outcome {
