@@ -139,6 +139,11 @@ impl Cgroups {
         Ok((cgroups, warnings))
     }
 
+    /// Absolute path of the cgroup for shims and for pods that came without a parent.
+    pub fn parent(&self) -> String {
+        format!("/{}", self.shared.parent_default)
+    }
+
     /// Whether the machine is pure v2, hybrid or pure v1.
     pub fn layout(&self) -> sys::Layout {
         self.shared.hierarchies.layout

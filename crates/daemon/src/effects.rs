@@ -21,6 +21,7 @@ use knarr_model::pod::Pod;
 use knarr_model::spec::PodSpec;
 use knarr_model::{ContainerId, Error, ErrorKind, ExecId, PodId};
 use knarr_wire::shim::Event;
+use knarr_wire::shim::exit_record::{self, ExitRecord};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -203,9 +204,35 @@ impl PodEffects {
                 tracing::error!(pod = this.id.as_str(), "the shim is gone");
                 this.live().shim = None;
                 this.live().execs.clear();
+                for exited in this.recorded_exits().await {
+                    this.send(exited).await;
+                }
                 this.send(Input::ShimLost).await;
             }
         });
+    }
+
+    /// What a shim that is gone has left in writing: the exits that it saw. An exit that is known already is heard
+    /// twice, which does no harm.
+    pub(crate) async fn recorded_exits(&self) -> Vec<Input> {
+        let dir = self.run_dir().join(exit_record::DIRECTORY);
+        let records = blocking(move || {
+            let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+            let records = entries.filter_map(|entry| {
+                let container = ContainerId::parse(entry.file_name().to_str()?).ok()?;
+                let length = entry.metadata().ok()?.len();
+                let text =
+                    (length <= exit_record::RECORD_BYTES_MAX as u64).then(|| std::fs::read(entry.path()))?.ok()?;
+                Some((container, ExitRecord::parse(&text)?.exit))
+            });
+            records.collect::<Vec<_>>()
+        });
+        let mut inputs = Vec::new();
+        for (container, exit) in records.await.unwrap_or_default() {
+            let oom = self.oom_killed(&container).await;
+            inputs.push(Input::Exited(container, exit, oom));
+        }
+        inputs
     }
 
     async fn oom_killed(&self, container: &ContainerId) -> OomKilled {

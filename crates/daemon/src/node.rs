@@ -130,7 +130,7 @@ impl Node {
                     return Err(Error::new(ErrorKind::ResourceExhausted, message));
                 }
                 None => {
-                    let handle = pod_task::start(self.clone(), pod, effects, None);
+                    let handle = pod_task::start(self.clone(), pod, effects, Vec::new());
                     register.names.insert(name, id.clone());
                     register.pods.insert(id.clone(), handle.clone());
                     (handle, false)
@@ -145,11 +145,11 @@ impl Node {
     }
 
     /// Takes a pod over that was read from its record.
-    pub fn adopt(self: &Arc<Self>, pod: Pod, effects: Arc<PodEffects>, facts: Input) {
+    pub fn adopt(self: &Arc<Self>, pod: Pod, effects: Arc<PodEffects>, facts: Vec<Input>) {
         let mut register = self.register();
         register.names.insert(PodName::from(&**pod.spec()), pod.id().clone());
         let id = pod.id().clone();
-        let handle = pod_task::start(self.clone(), pod, effects, Some(facts));
+        let handle = pod_task::start(self.clone(), pod, effects, facts);
         register.pods.insert(id, handle);
     }
 

@@ -81,16 +81,16 @@ impl PodHandle {
     }
 }
 
-/// Starts the task of a pod. `first` is its first input: a Run is asked by the handle, a recovered pod is told what
+/// Starts the task of a pod. `first` are its first inputs: a Run is asked by the handle, a recovered pod is told what
 /// its shim knows.
-pub fn start(node: Arc<Node>, pod: Pod, effects: Arc<PodEffects>, first: Option<Input>) -> PodHandle {
+pub fn start(node: Arc<Node>, pod: Pod, effects: Arc<PodEffects>, first: Vec<Input>) -> PodHandle {
     let (sender, inbox) = mpsc::channel(INBOX_MESSAGES);
     let (publisher, view) = watch::channel(Arc::new(pod.view()));
     effects.connect(sender.clone());
     let handle = PodHandle { inbox: sender, view, effects: effects.clone() };
     let mut task = PodTask { node, pod, effects, inbox, publisher, timers: HashMap::new(), waiting: HashMap::new() };
     tokio::spawn(async move {
-        if let Some(input) = first {
+        for input in first {
             let now = task.node.clock().now();
             let step = task.pod.handle(now, input);
             if task.take_step(step).await {

@@ -56,10 +56,13 @@ pub async fn recover(node: &Arc<Node>, loaded: Vec<Loaded>) {
 async fn adopt(node: Arc<Node>, saved: SavedPod) {
     let effects = PodEffects::new(node.world().clone(), saved.id.clone(), saved.spec.clone());
     let facts = effects.reconnect(&saved).await;
+    let mut inputs = Vec::new();
     if facts.is_none() {
         tracing::warn!(pod = saved.id.as_str(), "its shim is gone");
+        inputs = effects.recorded_exits().await;
     }
-    node.adopt(Pod::restored(saved), effects, Input::Recovered(facts));
+    inputs.push(Input::Recovered(facts));
+    node.adopt(Pod::restored(saved), effects, inputs);
 }
 
 /// Whatever bears an id that no record knows: a crash between acting and forgetting leaves such things.

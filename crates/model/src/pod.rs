@@ -30,9 +30,8 @@ use std::sync::Arc;
 /// How long after a failed teardown it is tried again unasked: kubelet's own retry comes every minute or so.
 const TEAR_DOWN_RETRY: Nanos = 30 * 1_000_000_000;
 
-/// A record of a pod with more containers than this is refused at the door: kubelet's own limit is far lower, and
-/// every List carries all of them.
-pub const CONTAINERS_MAX: usize = 1000;
+/// A pod has at most so many containers, the ended ones included: a shim holds four descriptors of each, and has 1024.
+pub const CONTAINERS_MAX: usize = 240;
 
 /// What the shell must now do, in this order: save if `changed`, start the effects, answer.
 #[derive(Debug, Default)]

@@ -361,9 +361,11 @@ fn check_cgroup(config: &Config, complaints: &mut Complaints) {
     });
     let parent = &config.cgroup.parent;
     let mut parts = parent.strip_prefix('/').unwrap_or_default().split('/');
-    complaints.refuse_if(parts.any(|part| matches!(part, "" | "." | "..")), "cgroup.parent", || {
-        format!("{parent:?} is no cgroup path: write for example \"/knarr\"")
-    });
+    complaints.refuse_if(
+        !parent.is_empty() && parts.any(|part| matches!(part, "" | "." | "..")),
+        "cgroup.parent",
+        || format!("{parent:?} is no cgroup path: write for example \"/knarr\""),
+    );
 }
 
 fn check_builtin_network(config: &Config, complaints: &mut Complaints) {

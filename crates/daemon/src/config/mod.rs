@@ -91,7 +91,9 @@ section! {
         driver: CgroupDriver = CgroupDriver::Auto,
         /// The cgroup in which pods lie that name no parent themselves, as those of `knarr run` and crictl. kubelet
         /// always names one.
-        parent: String = "/knarr".to_owned(),
+        /// At its start an instance removes what it does not know below its parent, so no two may share one. Empty:
+        /// /knarr, or with a `root` /knarr- and eight digits that follow from it.
+        parent: String = String::new(),
     }
 }
 

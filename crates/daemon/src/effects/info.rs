@@ -54,7 +54,7 @@ impl World {
             "stateDir": self.paths.state_dir,
             "runDir": self.paths.run_dir,
             "socket": self.paths.socket,
-            "cgroupParent": self.config.cgroup.parent,
+            "cgroupParent": self.cgroups.parent(),
             "version": env!("CARGO_PKG_VERSION"),
         });
         HashMap::from([("config".to_owned(), config.to_string())])

@@ -137,6 +137,10 @@ impl Runtime {
         let config = required("config", request.config)?;
         let pod = self.node.pod(&request.pod_sandbox_id)?;
         let spec = convert::container_spec(config.clone(), &pod.view().spec)?;
+        if !spec.cdi_devices.is_empty() {
+            let message = "config.CDI_devices: devices are not injected in this version";
+            return Err(Error::new(ErrorKind::Unimplemented, message));
+        }
         let limit = self.limits().request_deadline.0;
         let id = within(limit, self.node.create_container(pod, config, spec)).await?;
         Ok(v1::CreateContainerResponse { container_id: id.to_string() })
@@ -223,7 +227,8 @@ impl Runtime {
                 message: network.message,
             },
         ];
-        let features = v1::RuntimeHandlerFeatures::default();
+        // The kernel that is required has mount_setattr with AT_RECURSIVE.
+        let features = v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, ..Default::default() };
         let handler = |name: &str| v1::RuntimeHandler { name: name.into(), features: Some(features) };
         v1::StatusResponse {
             status: Some(v1::RuntimeStatus { conditions }),

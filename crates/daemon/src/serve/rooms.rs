@@ -8,6 +8,7 @@ use knarr_image::layer::Limits;
 use knarr_image::pull::PullConfig;
 use knarr_image::registry::RegistryConfig;
 use knarr_image::store::StoreConfig;
+use sha2::{Digest, Sha256};
 
 /// What the cgroups are told.
 pub fn cgroups(config: &Config) -> CgroupConfig {
@@ -15,7 +16,22 @@ pub fn cgroups(config: &Config) -> CgroupConfig {
         CgroupDriver::Auto | CgroupDriver::Cgroupfs => Driver::Cgroupfs,
         CgroupDriver::Systemd => Driver::Systemd,
     };
-    CgroupConfig { parent_default: config.cgroup.parent.clone(), driver }
+    CgroupConfig { parent_default: cgroup_parent(config), driver }
+}
+
+/// The configured parent, or one that no instance with another root has.
+fn cgroup_parent(config: &Config) -> String {
+    if !config.cgroup.parent.is_empty() {
+        return config.cgroup.parent.clone();
+    }
+    if config.root.as_os_str().is_empty() {
+        return "/knarr".to_owned();
+    }
+    // The same directory by another name is the same instance: the lock below it keeps a second daemon off.
+    let root = std::fs::canonicalize(&config.root).unwrap_or_else(|_| config.root.clone());
+    let digest = Sha256::digest(root.as_os_str().as_encoded_bytes());
+    let digits: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    format!("/knarr-{digits}")
 }
 
 /// What the network is told.
@@ -81,4 +97,20 @@ pub fn facts(config: &Config) -> Result<HostFacts, String> {
     }
     let default_capabilities = capability::mask(names.iter().map(String::as_str));
     Ok(HostFacts { default_capabilities, ..HostFacts::probe() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instances_with_different_roots_have_different_cgroups() {
+        let parent = |root: &str| cgroup_parent(&Config { root: root.into(), ..Config::default() });
+        assert_eq!(parent(""), "/knarr");
+        assert_ne!(parent("/srv/one"), parent("/srv/two"));
+        assert_eq!(parent("/srv/one"), parent("/srv/one"));
+        let mut config = Config { root: "/srv/one".into(), ..Config::default() };
+        config.cgroup.parent = "/mine".into();
+        assert_eq!(cgroup_parent(&config), "/mine");
+    }
 }
