@@ -192,11 +192,14 @@ async fn an_orderly_end_leaves_pods_running(node: &mut Node) -> Outcome {
 }
 
 async fn a_request_that_was_cut_off_can_be_sent_again(node: &mut Node) -> Outcome {
-    let config = pod("again");
+    let mut config = pod("again");
+    config.log_directory = node.directory.join("logs/again").display().to_string();
     let mut runtime = node.runtime.clone();
     let request = v1::RunPodSandboxRequest { config: Some(config.clone()), ..Default::default() };
-    // Kubelet's deadline passes while the pod is being made.
-    let _ = runtime.run_pod_sandbox(Node::within(request, Duration::from_millis(1))).await;
+    // Kubelet's deadline passes while the pod is being made, sooner or later.
+    for limit in [3, 4, 6, 10, 16] {
+        let _ = runtime.run_pod_sandbox(Node::within(request.clone(), Duration::from_millis(limit))).await;
+    }
     let pod = eventually("a retry gets the pod", Duration::from_secs(10), async || {
         match node.run_pod(config.clone()).await {
             Ok(pod) => Ok(Some(pod)),
