@@ -105,6 +105,7 @@ pub struct Pod {
     /// Of containers, in the order they were made: created_at must be monotonic within a pod for kubelet.
     last_created_at: Nanos,
     run: Vec<Ticket>,
+    set_up_begun: bool,
     stop: Wish,
     remove: Wish,
 }
@@ -121,6 +122,7 @@ impl Pod {
             containers: BTreeMap::new(),
             last_created_at: created_at,
             run: Vec::new(),
+            set_up_begun: false,
             stop: Wish::default(),
             remove: Wish::default(),
         }
@@ -208,7 +210,9 @@ impl Pod {
     fn run(&mut self, ticket: Ticket, step: &mut Step) {
         match self.phase {
             Phase::SettingUp => {
-                if self.run.is_empty() && !self.stop.wanted && !self.remove.wanted {
+                // Not "nobody waits": whoever asked first may have gone away, and the work went on.
+                if !self.set_up_begun {
+                    self.set_up_begun = true;
                     step.changed = true;
                     step.effects.push(Effect::SetUpPod);
                 }

@@ -405,6 +405,17 @@ fn nobody_is_answered_after_going_away() {
     assert!(bench.ok(retry));
 }
 
+#[test]
+fn a_retry_after_an_abandoned_run_does_not_set_up_twice() {
+    let mut bench = Bench::new();
+    let run = bench.ask(Request::Run);
+    bench.input(Input::Abandoned(Ticket(run)));
+    let retry = bench.ask(Request::Run);
+    assert_eq!(bench.take_effects(), [Effect::SetUpPod]);
+    bench.outcome(Outcome::PodSetUp(Ok(PodNetwork::default())));
+    assert!(bench.ok(retry));
+}
+
 fn restart(bench: &mut Bench, facts: Option<ShimFacts>) {
     bench.pod = Pod::restored(bench.pod.saved());
     bench.effects.clear();
@@ -485,6 +496,8 @@ mod property {
         Timer(usize),
         Restart,
         LoseShim,
+        /// The client that asked last goes away.
+        Abandon,
     }
 
     fn act() -> impl Strategy<Value = Act> {
@@ -504,6 +517,7 @@ mod property {
             2 => any::<prop::sample::Index>().prop_map(|i| Act::Timer(i.index(8))),
             1 => Just(Act::Restart),
             1 => Just(Act::LoseShim),
+            2 => Just(Act::Abandon),
         ]
     }
 
@@ -514,6 +528,7 @@ mod property {
         alive: Vec<ContainerId>,
         timers: Vec<Timer>,
         asked: u64,
+        abandoned: Vec<u64>,
     }
 
     impl Toy {
@@ -629,6 +644,11 @@ mod property {
                     return;
                 }
                 Act::Restart => return self.restart(bench, true),
+                Act::Abandon => {
+                    bench.input(Input::Abandoned(Ticket(self.asked)));
+                    self.abandoned.push(self.asked);
+                    return self.absorb(bench);
+                }
                 Act::LoseShim => {
                     if self.under_way.iter().any(|e| matches!(e, Effect::SetUpPod | Effect::StartContainer(_))) {
                         return;
@@ -682,7 +702,8 @@ mod property {
             toy.settle(&mut bench);
             prop_assert!(toy.alive.is_empty());
             for ticket in 1..=toy.asked {
-                prop_assert!(bench.replies.contains_key(&ticket), "ticket {} was never answered", ticket);
+                let heard = bench.replies.contains_key(&ticket) || toy.abandoned.contains(&ticket);
+                prop_assert!(heard, "ticket {} was never answered", ticket);
             }
         }
     }
