@@ -87,6 +87,19 @@ impl Node {
     /// RunPodSandbox: makes the pod, or joins the making of the pod that has this name.
     pub async fn run_pod(self: &Arc<Self>, config: PodConfig, spec: PodSpec) -> Result<PodId, Error> {
         let name = PodName::from(&spec);
+        // A task of its own: a client that goes away must leave neither a record without a pod nor a pod that nobody
+        // asked to run.
+        let node = self.clone();
+        let run = tokio::spawn(async move { node.find_or_make_pod(name, config, spec).await });
+        run.await.map_err(|e| Error::internal(format!("run pod: {e}")))?
+    }
+
+    async fn find_or_make_pod(
+        self: Arc<Self>,
+        name: PodName,
+        config: PodConfig,
+        spec: PodSpec,
+    ) -> Result<PodId, Error> {
         let existing = {
             let register = self.register();
             register.names.get(&name).and_then(|id| register.pods.get(id)).cloned()
