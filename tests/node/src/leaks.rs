@@ -15,6 +15,9 @@ use std::time::Duration;
 /// by name; the rest is quick.
 const GONE_LIMIT: Duration = Duration::from_secs(15);
 
+/// Bytes of a file that was left which are shown.
+const CONTENT_SHOWN: usize = 300;
+
 /// Where hierarchies are mounted.
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
@@ -81,7 +84,19 @@ pub async fn nothing_left(
         Ok(left.is_empty().then_some(()))
     })
     .await;
-    clean.map_err(|_| format!("LEAKED ({scope:?}):\n  {}", left.join("\n  ")).into())
+    clean.map_err(|_| {
+        let described: Vec<String> = left.iter().map(|thing| describe(directory, thing)).collect();
+        format!("LEAKED ({scope:?}):\n  {}", described.join("\n  ")).into()
+    })
+}
+
+/// With the beginning of a file's content, which says whose it is.
+fn describe(directory: &Path, thing: &str) -> String {
+    let content = thing.strip_prefix("file: ").and_then(|name| fs::read(directory.join("node").join(name)).ok());
+    match content {
+        Some(content) => format!("{thing}: {}", String::from_utf8_lossy(&content[..content.len().min(CONTENT_SHOWN)])),
+        None => thing.to_owned(),
+    }
 }
 
 /// The test is process 1 of its PID namespace: orphans are its to reap.

@@ -21,7 +21,7 @@ const TEST_LIMIT: Duration = Duration::from_secs(180);
 const JOBS: usize = 4;
 
 /// How much of a failed test's output is shown, in bytes from its end.
-const OUTPUT_SHOWN: usize = 32 << 10;
+const OUTPUT_SHOWN: usize = 128 << 10;
 
 /// One test.
 pub struct Test {

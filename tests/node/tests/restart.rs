@@ -15,6 +15,7 @@ tests![
     a_lost_shim_is_told_and_cleaned_up,
     an_orderly_end_leaves_pods_running,
     a_request_that_was_cut_off_can_be_sent_again,
+    calls_that_were_cut_off_leave_a_whole_node,
 ];
 
 async fn pods_go_on_and_are_told_the_same_afterwards(node: &mut Node) -> Outcome {
@@ -212,5 +213,48 @@ async fn a_request_that_was_cut_off_can_be_sent_again(node: &mut Node) -> Outcom
     .await?;
     assert_eq!(node.pods().await?.len(), 1);
     node.output_of(&pod, container("main", &["print", "x"])).await?;
+    Ok(())
+}
+
+/// Every call of a container's life is given up by its client at some moment, and then sent again as kubelet does.
+async fn calls_that_were_cut_off_leave_a_whole_node(node: &mut Node) -> Outcome {
+    let pod = node.run_pod(pod("calls")).await?;
+    for limit in [3, 4, 5, 7, 10, 15, 25] {
+        let limit = Duration::from_millis(limit);
+        let mut config = container("main", &["on-term", "0", ",", "pause"]);
+        config.metadata.get_or_insert_default().attempt = u32::try_from(limit.as_millis())?;
+        let mut runtime = node.runtime.clone();
+        let request = v1::CreateContainerRequest {
+            pod_sandbox_id: pod.id.clone(),
+            config: Some(config.clone()),
+            sandbox_config: Some(pod.config.clone()),
+        };
+        let _ = runtime.create_container(Node::within(request, limit)).await;
+        let id = node.create(&pod, config).await?;
+        let request = v1::StartContainerRequest { container_id: id.clone() };
+        if runtime.start_container(Node::within(request, limit)).await.is_err() {
+            // Kubelet does not start twice; it looks.
+            eventually("it starts all the same", Duration::from_secs(10), async || {
+                Ok((node.status(&id).await?.state() == ContainerState::ContainerRunning).then_some(()))
+            })
+            .await?;
+        }
+        let cmd = [knarr_node_tests::TOOL, "sleep", "0.01"].map(str::to_owned).to_vec();
+        let request = v1::ExecSyncRequest { container_id: id.clone(), cmd, timeout: 10 };
+        let _ = runtime.exec_sync(Node::within(request, limit)).await;
+        let request = v1::StopContainerRequest { container_id: id.clone(), timeout: 10 };
+        let _ = runtime.stop_container(Node::within(request, limit)).await;
+        node.stop_container(&id, 10).await?;
+        let request = v1::RemoveContainerRequest { container_id: id.clone() };
+        let _ = runtime.remove_container(Node::within(request, limit)).await;
+        node.remove_container(&id).await?;
+    }
+    assert_eq!(node.containers().await?, []);
+    let mut runtime = node.runtime.clone();
+    let request = v1::StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+    let _ = runtime.stop_pod_sandbox(Node::within(request, Duration::from_millis(3))).await;
+    let request = v1::RemovePodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+    let _ = runtime.remove_pod_sandbox(Node::within(request, Duration::from_millis(3))).await;
+    node.remove_pod(&pod.id).await?;
     Ok(())
 }
