@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
 
 /// One read; a pipe holds 64 KiB.
 const READ_BYTES: usize = 16 << 10;
@@ -79,6 +80,8 @@ fn shares(stdout: usize, stderr: usize, sum_max: usize) -> (usize, usize) {
 /// One output stream being read. Dropped, it stops reading.
 struct Gathering {
     task: tokio::task::JoinHandle<()>,
+    /// Tells the task to take what lies in the pipe and to end.
+    stop: Option<oneshot::Sender<()>>,
     /// Shared, so that what has come is not lost when the drain's time is up.
     bytes: Arc<Mutex<Vec<u8>>>,
 }
@@ -91,13 +94,19 @@ impl Gathering {
         rustix::io::ioctl_fionbio(&read, true).map_err(|e| failed(e.into()))?;
         let receiver = pipe::Receiver::from_owned_fd(read).map_err(failed)?;
         let bytes = Arc::default();
-        let task = tokio::spawn(gather(receiver, Arc::clone(&bytes), bytes_max));
-        Ok((write, Self { task, bytes }))
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(gather(receiver, stopped, Kept { bytes: Arc::clone(&bytes), max: bytes_max }));
+        Ok((write, Self { task, stop: Some(stop), bytes }))
     }
 
-    /// What came until the pipe's end, or until the drain's time is up.
+    /// What came until the pipe's end, or until the drain's time is up. What the process wrote before it ended is
+    /// always in it: on a busy machine the drain's time can pass before the task has read anything.
     async fn drained(mut self, limit: Duration) -> Vec<u8> {
-        let _ = tokio::time::timeout(limit, &mut self.task).await;
+        if tokio::time::timeout(limit, &mut self.task).await.is_err() {
+            drop(self.stop.take());
+            // It waits for nothing any more.
+            let _ = (&mut self.task).await;
+        }
         std::mem::take(&mut self.bytes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -108,15 +117,46 @@ impl Drop for Gathering {
     }
 }
 
-async fn gather(mut pipe: pipe::Receiver, bytes: Arc<Mutex<Vec<u8>>>, bytes_max: usize) {
+/// The first `max` bytes of a stream.
+struct Kept {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    max: usize,
+}
+
+impl Kept {
+    fn add(&self, read: &[u8]) {
+        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = self.max.saturating_sub(bytes.len());
+        bytes.extend_from_slice(&read[..read.len().min(room)]);
+    }
+}
+
+async fn gather(mut pipe: pipe::Receiver, mut stopped: oneshot::Receiver<()>, kept: Kept) {
     let mut buffer = vec![0; READ_BYTES];
-    while let Ok(count) = pipe.read(&mut buffer).await {
-        if count == 0 {
-            return;
+    loop {
+        tokio::select! {
+            read = pipe.read(&mut buffer) => match read {
+                Ok(count) if count > 0 => kept.add(&buffer[..count]),
+                _ => return,
+            },
+            _ = &mut stopped => return take_the_rest(&pipe, &mut buffer, &kept),
         }
-        let mut bytes = bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = bytes_max.saturating_sub(bytes.len());
-        bytes.extend_from_slice(&buffer[..count.min(room)]);
+    }
+}
+
+/// Reads what lies in the pipe, and no more than fits into it: a process that was left behind may write for ever.
+fn take_the_rest(pipe: &pipe::Receiver, buffer: &mut [u8], kept: &Kept) {
+    let mut left = rustix::pipe::fcntl_getpipe_size(pipe).unwrap_or(0);
+    while left > 0 {
+        // Not by the receiver's own read, which asks the kernel only after an event has told that there is something.
+        match rustix::io::read(pipe, &mut *buffer) {
+            Ok(count) if count > 0 => {
+                kept.add(&buffer[..count]);
+                left = left.saturating_sub(count);
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            _ => return,
+        }
     }
 }
 
@@ -131,5 +171,26 @@ mod tests {
         assert_eq!(shares(1, 20, 10), (1, 9));
         assert_eq!(shares(20, 20, 10), (5, 5));
         assert_eq!(shares(0, 0, 10), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn what_lies_in_the_pipe_is_kept_when_the_drain_has_no_time() {
+        for left_behind in [false, true] {
+            let (write, gathering) = Gathering::start(1 << 20).unwrap();
+            let written = vec![b'x'; 40 << 10];
+            assert_eq!(rustix::io::write(&write, &written).unwrap(), written.len());
+            let _held = left_behind.then_some(write);
+            // On this one thread the gathering has not read anything yet.
+            assert_eq!(gathering.drained(Duration::ZERO).await.len(), written.len());
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_process_that_writes_for_ever_does_not_hold_the_answer_up() {
+        let (write, gathering) = Gathering::start(1 << 20).unwrap();
+        let writer = std::thread::spawn(move || while rustix::io::write(&write, &[b'y'; 4096]).is_ok() {});
+        let drained = tokio::time::timeout(Duration::from_secs(20), gathering.drained(Duration::from_millis(5))).await;
+        assert!(drained.unwrap().len() <= 1 << 20);
+        writer.join().unwrap();
     }
 }
