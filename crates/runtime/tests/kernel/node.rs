@@ -7,7 +7,7 @@ use knarr_model::plan::{
 use knarr_model::{ContainerId, ExecId, PodId};
 use knarr_runtime::{Child, PodNamespaces, Started, Stdio};
 use knarr_sys::mount::{self, Attributes};
-use knarr_sys::process::{Ended, become_subreaper, forbid_dumps, reap, reap_any, send_signal};
+use knarr_sys::process::{Ended, become_subreaper, copy_process, forbid_dumps, reap, reap_any, send_signal};
 use knarr_sys::{namespace, thread};
 use std::fs::{self, File};
 use std::io::Read;
@@ -76,6 +76,7 @@ impl Node {
             .collect();
         v1.iter().for_each(|path| fs::create_dir(path).unwrap());
         let base = namespace::make_base_mount_ns().unwrap();
+        wait_for_one_thread();
         Self { dir, probe: probe.to_owned(), base, unified, v1, next: 0 }
     }
 
@@ -409,6 +410,18 @@ pub fn tree(path: &Path) -> Vec<String> {
         }
     }
     all
+}
+
+/// A thread that has been joined counts as one of the process for a moment more, during which no copy can be made.
+fn wait_for_one_thread() {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match copy_process(0, None, || 0) {
+            Ok(copy) => return assert_eq!(reap(&copy.pidfd, true).unwrap(), Some(Ended::Exited(0))),
+            Err(errno) => assert!(Instant::now() < deadline, "a second thread is still there: {errno}"),
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Where the cgroup2 hierarchy is mounted, be it beside others or alone.
