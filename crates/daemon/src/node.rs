@@ -106,12 +106,7 @@ impl Node {
         };
         let handle = match existing {
             Some(handle) => handle,
-            // A task of its own: a client that goes away in the middle must not leave a record without a pod.
-            None => {
-                let (node, making) = (self.clone(), (name, config, spec));
-                let made = tokio::spawn(async move { node.make_pod(making.0, making.1, making.2).await });
-                made.await.map_err(|e| Error::internal(format!("make the pod: {e}")))??
-            }
+            None => self.make_pod(name, config, spec).await?,
         };
         match handle.ask(Request::Run).await? {
             Reply::Pod(id) => Ok(id),

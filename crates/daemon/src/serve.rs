@@ -37,6 +37,8 @@ const BLOCKING_THREADS_MAX: usize = 128;
 
 /// Runs the daemon until SIGTERM or SIGINT. Pods go on running after its end.
 pub fn run(config: Config) -> Result<(), String> {
+    // Before any thread allocates: what a pull needed for its buffers goes back to the kernel.
+    knarr_sys::memory::return_large_buffers();
     start_log(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -4,18 +4,29 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 use tokio::net::UnixListener;
 
 /// A Unix socket's path may have so many bytes.
 const PATH_BYTES_MAX: usize = 107;
+
+/// A daemon that was killed in the middle of starting a shim is survived by that process, with its lock, until the new
+/// program begins; a moment, on a busy machine a longer one.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// Takes the lock of a run-time directory; it is held as long as the file is open.
 pub fn lock(run_dir: &Path) -> Result<File, String> {
     let path = run_dir.join("lock");
     let opened = std::fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
     let mut file = opened.map_err(|e| format!("open {}: {e}", path.display()))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| format!("another knarr serves {}; give this one a --root of its own", run_dir.display()))?;
+    let deadline = Instant::now() + LOCK_WAIT;
+    while rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() >= deadline {
+            return Err(format!("another knarr serves {}; give this one a --root of its own", run_dir.display()));
+        }
+        std::thread::sleep(LOCK_RETRY);
+    }
     let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
     Ok(file)
 }

@@ -38,7 +38,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -598,12 +598,21 @@ fn lock(directory: &OwnedFd, root: &Path) -> Result<OwnedFd, StoreError> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = openat(directory, "lock", flags, Mode::RUSR | Mode::WUSR);
     let file = file.map_err(|e| StoreError::disk("open its lock", e.into()))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::Locked(root.to_owned())),
-        Err(e) => Err(StoreError::disk("lock it", e.into())),
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(LOCK_RETRY),
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(StoreError::Locked(root.to_owned())),
+            Err(e) => return Err(StoreError::disk("lock it", e.into())),
+        }
     }
 }
+
+/// A daemon that was killed in the middle of starting a process is survived by that process, with its lock, until the
+/// new program begins; a moment, on a busy machine a longer one.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 fn record_name(id: &Digest) -> String {
     format!("{}.json", id.hex())
