@@ -5,7 +5,7 @@ use crate::effects::{PodEffects, World, end_shim};
 use crate::node::Node;
 use crate::records::{Loaded, Records};
 use knarr_model::input::Input;
-use knarr_model::pod::{Pod, SavedPod};
+use knarr_model::pod::{Pod, SavedPhase, SavedPod};
 use knarr_model::{ContainerId, PodId};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -28,12 +28,18 @@ pub fn load(records: &Records) -> Result<(Vec<Loaded>, i64), String> {
 /// Takes every recorded pod over and clears away what belongs to none.
 pub async fn recover(node: &Arc<Node>, loaded: Vec<Loaded>) {
     let mut pods = HashSet::new();
+    let mut networked = Vec::new();
     let mut containers = HashSet::new();
     let mut adoptions = Vec::new();
     for item in loaded {
         match item {
             Loaded::Pod(saved) => {
                 pods.insert(saved.id.clone());
+                // A stopped pod gave its network back, but its address returns only when its link was seen to go, which
+                // the daemon may not have lived to see.
+                if saved.phase != SavedPhase::Stopped {
+                    networked.push(saved.id.clone());
+                }
                 containers.extend(saved.containers.iter().map(|c| c.id.clone()));
                 adoptions.push(tokio::spawn(adopt(node.clone(), *saved)));
             }
@@ -50,7 +56,7 @@ pub async fn recover(node: &Arc<Node>, loaded: Vec<Loaded>) {
             tracing::error!(%error, "taking a pod over failed");
         }
     }
-    clear_orphans(node.world(), &pods, &containers).await;
+    clear_orphans(node.world(), &pods, &networked, &containers).await;
 }
 
 async fn adopt(node: Arc<Node>, saved: SavedPod) {
@@ -66,7 +72,12 @@ async fn adopt(node: Arc<Node>, saved: SavedPod) {
 }
 
 /// Whatever bears an id that no record knows: a crash between acting and forgetting leaves such things.
-async fn clear_orphans(world: &Arc<World>, pods: &HashSet<PodId>, containers: &HashSet<ContainerId>) {
+async fn clear_orphans(
+    world: &Arc<World>,
+    pods: &HashSet<PodId>,
+    networked: &[PodId],
+    containers: &HashSet<ContainerId>,
+) {
     for id in names_in(&world.paths.pods_run_dir).into_iter().filter_map(|n| PodId::parse(&n).ok()) {
         if !pods.contains(&id) {
             let dir = world.paths.pods_run_dir.join(id.as_str());
@@ -75,7 +86,7 @@ async fn clear_orphans(world: &Arc<World>, pods: &HashSet<PodId>, containers: &H
         }
     }
     let alive: Vec<PodId> = pods.iter().cloned().collect();
-    for error in world.network.sweep(&alive).await {
+    for error in world.network.sweep(networked).await {
         tracing::warn!(%error, "clearing the network of forgotten pods");
     }
     let (world_, alive_containers) = (world.clone(), containers.clone());
