@@ -349,6 +349,10 @@ impl Container {
         step.answer(&mut self.start, answer);
         step.answer(&mut self.remove.waiting, &Ok(Reply::Done));
         step.answer(&mut self.stop, &Ok(Reply::Done));
+        // Effects of these may still be under way; their outcomes find nobody any more.
+        let removed = || Err(Error::not_found("container", self.id.short()));
+        let updates = self.updating.take().into_iter().chain(self.updates.drain(..)).map(|(ticket, _)| ticket);
+        step.replies.extend(updates.chain(self.reopen.drain(..)).map(|ticket| (ticket, removed())));
     }
 
     pub(super) fn updated(&mut self, result: Result<(), Error>, step: &mut Step) {

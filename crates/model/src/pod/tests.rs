@@ -386,6 +386,22 @@ fn updates_are_built_on_one_another() {
 }
 
 #[test]
+fn an_update_under_way_is_answered_when_its_container_is_removed() {
+    let mut bench = Bench::running();
+    let update = bench.ask(Request::UpdateResources(cid(1), Resources::default()));
+    let queued = bench.ask(Request::UpdateResources(cid(1), Resources::default()));
+    let reopen = bench.ask(Request::ReopenLog(cid(1)));
+    bench.ask(Request::RemoveContainer(cid(1)));
+    bench.exited(1, 137);
+    bench.outcome(Outcome::ContainerDeleted(cid(1), Ok(())));
+    for ticket in [update, reopen] {
+        assert_eq!(bench.kind(ticket), Some(ErrorKind::NotFound));
+    }
+    assert!(bench.kind(queued).is_some());
+    bench.outcome(Outcome::ResourcesUpdated(cid(1), Ok(())));
+}
+
+#[test]
 fn a_lost_shim_stops_the_pod_and_says_that_the_end_is_unknown() {
     let mut bench = Bench::running();
     bench.input(Input::ShimLost);
