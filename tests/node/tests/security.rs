@@ -418,7 +418,9 @@ async fn cgroups_cannot_be_written(node: &mut Node) -> Outcome {
     let id = node.run(&pod, container("main", &["pause"])).await?;
     let hierarchies = node.exec_output(&id, &["ls", "/sys/fs/cgroup"]).await?;
     let mut places = vec!["/sys/fs/cgroup".to_owned()];
-    places.extend(hierarchies.lines().filter(|l| !l.contains('.')).map(|l| format!("/sys/fs/cgroup/{l}")));
+    // On pure v2 the exec that lists sees the cgroup that it runs in itself, which is gone with it.
+    let lasting = |name: &&str| !name.contains('.') && !name.starts_with("knarr-exec-");
+    places.extend(hierarchies.lines().filter(lasting).map(|l| format!("/sys/fs/cgroup/{l}")));
     for place in places {
         let made = node.exec_output(&id, &["try", "mkdir", &format!("{place}/x")]).await?;
         assert!(made == "EROFS\n" || made == "EEXIST\n", "{place}: {made}");
