@@ -653,6 +653,16 @@ fn make_private_folder(path: &Path) -> Result<(), Error> {
     made.map_err(|e| Error::internal(format!("making {}: {e}", path.display())))
 }
 
+/// Removes what a daemon that was killed had not yet renamed: files whose names begin with a dot. One that stays is
+/// replaced or passed over, so errors do not matter.
+fn remove_unfinished(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Writes a file that only root may read.
 fn write_private(path: &Path, content: impl AsRef<[u8]>) -> io::Result<()> {
     use std::io::Write;

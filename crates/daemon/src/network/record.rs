@@ -163,6 +163,7 @@ impl Records {
     pub fn open(state_dir: &Path) -> Result<Self, Error> {
         let folder = state_dir.join("attachments");
         std::fs::create_dir_all(&folder).map_err(|e| Error::internal(format!("making {}: {e}", folder.display())))?;
+        super::remove_unfinished(&folder);
         Ok(Self { folder })
     }
 

@@ -61,7 +61,9 @@ pub(super) struct Cache {
 
 impl Cache {
     pub fn new(cache_dir: &Path) -> Self {
-        Self { folder: cache_dir.join("results") }
+        let folder = cache_dir.join("results");
+        super::super::remove_unfinished(&folder);
+        Self { folder }
     }
 
     fn path(&self, network: &str, pod: &PodId, interface: &str) -> Result<PathBuf, Error> {
