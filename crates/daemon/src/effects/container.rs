@@ -59,18 +59,13 @@ impl PodEffects {
         let image = self.world.image(&spec.image)?;
         let lease = self.world.images.store().hold(&image.id).ok_or_else(|| Error::not_found("image", &image.id))?;
         let user = self.world.user_of(&image, spec).await?;
-        let (upper, log, volumes) = (self.world.paths.uppers.join(id.as_str()), self.log_path(spec), host_paths(spec));
+        let log = Some(oci::pod::log_path(&self.spec, spec)).filter(|path| !path.is_empty()).map(PathBuf::from);
+        let (upper, volumes) = (self.world.paths.uppers.join(id.as_str()), host_paths(spec));
         let owner = id.clone();
         blocking(move || make_places(&owner, &upper, log.as_deref(), &volumes)).await??;
         self.live().containers.insert(id.clone(), LiveContainer { lease: Some(lease), ..Default::default() });
         let stop_signal = oci::signal::stop_signal(spec.stop_signal, &image.config.stop_signal);
         Ok(Resolved { image_id: image.id.clone(), uid: user.uid, gid: user.gid, groups: user.groups, stop_signal })
-    }
-
-    /// Absolute path of the container's log, if it has one.
-    pub(super) fn log_path(&self, spec: &ContainerSpec) -> Option<PathBuf> {
-        let has_log = !spec.log_path.is_empty() && !self.spec.log_directory.is_empty();
-        has_log.then(|| Path::new(&self.spec.log_directory).join(&spec.log_path))
     }
 
     pub(super) async fn start_container(self: &Arc<Self>, parts: Parts) -> Result<Started, StartError> {

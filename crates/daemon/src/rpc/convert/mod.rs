@@ -23,7 +23,7 @@ pub use container::container_spec;
 pub use filter::{ContainerFilter, PodFilter};
 pub use image::{ImageFacts, image, uid_or_username};
 pub use pod::pod_spec;
-pub use resources::{linux_container_resources, merge, resources};
+pub use resources::{linux_container_resources, resources};
 pub use signal::{signal_from_cri, signal_to_cri};
 pub use view::{container, container_status, pod_sandbox, pod_sandbox_status};
 

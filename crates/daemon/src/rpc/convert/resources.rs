@@ -49,23 +49,6 @@ pub fn resources(field: &str, wanted: v1::LinuxContainerResources) -> Result<Res
     })
 }
 
-/// The resources as they hold after an update: what the update does not say stays.
-pub fn merge(current: &Resources, update: Resources) -> Resources {
-    let mut merged = current.clone();
-    merged.cpu_period = update.cpu_period.or(merged.cpu_period);
-    merged.cpu_quota = update.cpu_quota.or(merged.cpu_quota);
-    merged.cpu_shares = update.cpu_shares.or(merged.cpu_shares);
-    merged.memory_limit = update.memory_limit.or(merged.memory_limit);
-    merged.memory_swap_limit = update.memory_swap_limit.or(merged.memory_swap_limit);
-    merged.oom_score_adj = update.oom_score_adj.or(merged.oom_score_adj);
-    merged.cpuset_cpus = update.cpuset_cpus.or(merged.cpuset_cpus);
-    merged.cpuset_mems = update.cpuset_mems.or(merged.cpuset_mems);
-    merged.pids_limit = update.pids_limit.or(merged.pids_limit);
-    merged.hugepage_limits.extend(update.hugepage_limits);
-    merged.unified.extend(update.unified);
-    merged
-}
-
 /// The resources as a status reports them.
 pub fn linux_container_resources(resources: &Resources) -> v1::LinuxContainerResources {
     let signed = |value: Option<u64>| value.map_or(0, |v| i64::try_from(v).unwrap_or(i64::MAX));

@@ -407,13 +407,13 @@ fn an_update_leaves_alone_what_it_does_not_say() {
         unified: pairs(&[("memory.high", "100")]),
         ..Default::default()
     };
-    let merged = merge(&current, resources("linux", update).unwrap());
+    let merged = current.merged(&resources("linux", update).unwrap());
     assert_eq!(merged.memory_limit, Some(128 << 20));
     assert_eq!(merged.cpu_quota, current.cpu_quota);
     assert_eq!(merged.cpuset_cpus, current.cpuset_cpus);
     assert_eq!(merged.unified["memory.high"], "100");
     assert_eq!(merged.unified["memory.oom.group"], "1");
-    assert_eq!(merge(&current, Resources::default()), current);
+    assert_eq!(current.merged(&Resources::default()), current);
 }
 
 #[test]
