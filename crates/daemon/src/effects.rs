@@ -191,6 +191,7 @@ impl PodEffects {
                             "the init of the pod's PID namespace is gone"
                         );
                     }
+                    Event::AttachEnded { .. } => {}
                     Event::ExecExited { exec, exit } => {
                         let waiting = this.live().execs.remove(&exec);
                         if let Some(waiting) = waiting {
