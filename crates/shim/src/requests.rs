@@ -41,6 +41,7 @@ pub fn serve(shim: &mut Supervisor, frame: Frame<OwnedFd>) {
         Ok(Request::ForgetContainer(container)) => forget_container(shim, &container),
         Ok(Request::Shutdown { force }) => return shutdown(shim, id, force),
         Ok(Request::Ping) => Ok((Reply::Done, Vec::new())),
+        Ok(Request::Attach(plan)) => Err(Reply::Refused(format!("container {} cannot be attached to", plan.container))),
         Err(malformed) => Err(Reply::Refused(format!("request not understood: {malformed}"))),
     };
     let (reply, fds) = answer.unwrap_or_else(|refusal| (refusal, Vec::new()));

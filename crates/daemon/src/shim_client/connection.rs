@@ -53,7 +53,7 @@ impl Caller {
         Self { calls, pod }
     }
 
-    /// Sends a request and waits for its reply. [`Reply::Refused`] becomes an error.
+    /// Sends a request and waits for its reply. [`Reply::Refused`] and [`Reply::Exhausted`] become errors.
     pub async fn call(
         &self,
         request: Request,
@@ -69,6 +69,7 @@ impl Caller {
         };
         match tokio::time::timeout(deadline, exchange).await {
             Ok(Ok((Reply::Refused(why), _))) => Err(self.error(ErrorKind::FailedPrecondition, why)),
+            Ok(Ok((Reply::Exhausted(what), _))) => Err(self.error(ErrorKind::ResourceExhausted, what)),
             Ok(result) => result,
             Err(_) => {
                 let what = format!("no answer within {} s", deadline.as_secs());

@@ -19,10 +19,12 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use knarr_model::plan::{ContainerPlan, ExecPlan, PodPlan, StartFailure};
+use knarr_model::plan::{ContainerPlan, ExecPlan, FdIndex, PodPlan, StartFailure};
 use knarr_model::{ContainerId, Error, ErrorKind, PodId};
 use knarr_sys::mount::Attributes;
-use knarr_wire::shim::{ContainerEntry, Event, Hello, PROTOCOL_VERSION, PodIsUp, Reply, Request, ShimIs};
+use knarr_wire::shim::{
+    AttachId, AttachPlan, ContainerEntry, Event, Hello, PROTOCOL_VERSION, PodIsUp, Reply, Request, ShimIs,
+};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::OpenTreeFlags;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -109,6 +111,21 @@ pub struct StartedExec {
     pub pidfd: OwnedFd,
     /// the master of its terminal, if it has one
     pub terminal: Option<OwnedFd>,
+}
+
+/// What a client of a container's standard streams got.
+#[derive(Debug)]
+pub struct Attached {
+    /// The container has a terminal, and the input is its master.
+    pub terminal: bool,
+    /// The terminal's master, or the write end of the pipe to stdin, with O_NONBLOCK. Dropping it ends nothing unless
+    /// the container has `stdin_once` and no terminal: then it is the only one, and the container sees the end.
+    ///
+    /// A master is given for its size also where stdin was not asked for or `stdin_closed` is set; then it must not be
+    /// written.
+    pub input: Option<OwnedFd>,
+    /// Stdin was asked for and is not there (any more).
+    pub stdin_closed: bool,
 }
 
 /// All that a shim knows.
@@ -242,6 +259,44 @@ impl ShimClient {
                 Ok(StartedExec { pid, pidfd, terminal })
             }
             (reply, _) => Err(self.not_started(reply)),
+        }
+    }
+
+    /// Lets a client see what a container writes from now on and, with `stdin`, write to it.
+    ///
+    /// `stdout` and `stderr` are write ends of pipes, whose capacity is all that the client may be behind. Ask for no
+    /// `stderr` of a container with a terminal. `attach` must not have been used on this connection before:
+    /// [`Event::AttachEnded`] with it says that the shim has ended the attach, and is heard before the pipes end. It
+    /// can be heard before this has returned. The daemon ends an attach by closing its read ends.
+    ///
+    /// [`ErrorKind::FailedPrecondition`] when the container does not run, [`ErrorKind::ResourceExhausted`] when the
+    /// pod has as many attached clients as a shim takes.
+    pub async fn attach(
+        &self,
+        container: ContainerId,
+        attach: AttachId,
+        stdin: bool,
+        stdout: Option<OwnedFd>,
+        stderr: Option<OwnedFd>,
+    ) -> Result<Attached, Error> {
+        let mut fds = Vec::with_capacity(2);
+        let mut place = |end: Option<OwnedFd>| {
+            end.map(|end| {
+                fds.push(end);
+                FdIndex(fds.len() as u32 - 1)
+            })
+        };
+        let (stdout, stderr) = (place(stdout), place(stderr));
+        let plan = AttachPlan { attach, container, stdin, stdout, stderr };
+        match self.caller.call(Request::Attach(plan), fds, CALL_DEADLINE).await? {
+            (Reply::Attached(attached), fds) => {
+                let input = fds.into_iter().next();
+                if attached.input != input.is_some() {
+                    return Err(self.caller.lacks_descriptors());
+                }
+                Ok(Attached { terminal: attached.terminal, input, stdin_closed: attached.stdin_closed })
+            }
+            (reply, _) => Err(self.caller.unexpected(reply)),
         }
     }
 

@@ -7,11 +7,13 @@
 //! | [`Request::StartContainer`] | those of the plan | [`Reply::Started`] | pidfd |
 //! | [`Request::Exec`] | those of the plan | [`Reply::ExecStarted`] | pidfd, then the terminal if there is one |
 //! | [`Request::ListContainers`] | | [`Reply::Containers`] | the pod's as its flags say, then a pidfd of each running container |
+//! | [`Request::Attach`] | those of the plan | [`Reply::Attached`] | the input as its flag says |
 //! | the others | | [`Reply::Done`] | |
 //!
-//! Every request can be answered by [`Reply::Refused`]; the three that start something also by [`Reply::StartFailed`].
+//! Every request can be answered by [`Reply::Refused`]; the three that start something also by [`Reply::StartFailed`],
+//! and an attach by [`Reply::Exhausted`].
 
-use knarr_model::plan::{ContainerPlan, ExecPlan, Exit, PodPlan, StartFailure};
+use knarr_model::plan::{ContainerPlan, ExecPlan, Exit, FdIndex, PodPlan, StartFailure};
 use knarr_model::{ContainerId, ExecId, PodId};
 
 use super::codec::{Malformed, Reader, Wire, Writer, wire_struct};
@@ -40,6 +42,8 @@ pub enum Request {
     },
     /// Nothing but an answer.
     Ping,
+    /// Lets a client see what a running container writes from now on, and write to its stdin.
+    Attach(AttachPlan),
 }
 
 /// Introduces the daemon.
@@ -49,6 +53,30 @@ pub struct Hello {
     pub protocol_version: u32,
     /// The daemon's release, for a person.
     pub release: String,
+}
+
+/// Names an attach in [`Event::AttachEnded`]. Its daemon chooses it; none is used twice on one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AttachId(pub u64);
+
+/// One client of a container's standard streams.
+///
+/// `stdout` and `stderr` are write ends of pipes that the daemon reads, without O_NONBLOCK or with it: the shim sets
+/// it. The pipe is all the buffer there is. A client whose pipe does not take everything at once is cut off there, and
+/// what it could read until then has no hole. When the last reader of one of the pipes closes, the attach is over, and
+/// nothing is told. An attach without outputs leaves nothing behind in the shim: it has no end either.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachPlan {
+    /// For its end.
+    pub attach: AttachId,
+    /// Which container; it must run.
+    pub container: ContainerId,
+    /// The client wants to write to stdin.
+    pub stdin: bool,
+    /// Takes what the container writes to stdout or to its terminal.
+    pub stdout: Option<FdIndex>,
+    /// Takes what it writes to stderr; refused when it has a terminal.
+    pub stderr: Option<FdIndex>,
 }
 
 /// What the shim answers.
@@ -80,6 +108,23 @@ pub enum Reply {
     StartFailed(StartFailure),
     /// To [`Request::ListContainers`].
     Containers(ContainerList),
+    /// To [`Request::Attach`].
+    Attached(Attached),
+    /// It is not done because the shim has as many as it can have, and of what. Nothing has changed.
+    Exhausted(String),
+}
+
+/// What a client got with its attach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Attached {
+    /// The container has a terminal: the input is its master, for writing and for its size.
+    pub terminal: bool,
+    /// The input follows: the terminal's master, or the write end of the pipe to stdin. It has O_NONBLOCK. The master
+    /// is given whether stdin was asked for or not; where it was not, or `stdin_closed` is set, it must not be written.
+    pub input: bool,
+    /// Stdin was asked for and is not there: the container was started without, has closed it with its terminal, or
+    /// has a `stdin_once` that another client took.
+    pub stdin_closed: bool,
 }
 
 /// Introduces the shim.
@@ -166,13 +211,32 @@ pub enum Event {
         /// how
         exit: Exit,
     },
+    /// The shim has ended an attach that was asked for on this connection. What its pipes hold is still to be read;
+    /// they are closed after this was sent.
+    AttachEnded {
+        /// which
+        attach: AttachId,
+        /// Its pipe was full, and more came. Otherwise the container's outputs have ended, or its exit is told.
+        fell_behind: bool,
+    },
 }
 
 wire_struct!(Hello { protocol_version, release });
+wire_struct!(AttachPlan { attach, container, stdin, stdout, stderr });
+wire_struct!(Attached { terminal, input, stdin_closed });
 wire_struct!(ShimIs { protocol_version, release, pid, pod });
 wire_struct!(PodIsUp { net, ipc, uts, pid, pid_init });
 wire_struct!(ContainerList { is_up, pod, containers });
 wire_struct!(ContainerEntry { id, pid, started_at, exit, stdin_open });
+
+impl Wire for AttachId {
+    fn put(&self, out: &mut Writer) {
+        self.0.put(out);
+    }
+    fn take(input: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Self(u64::take(input)?))
+    }
+}
 
 impl Wire for Request {
     fn put(&self, out: &mut Writer) {
@@ -186,6 +250,7 @@ impl Wire for Request {
             Self::ForgetContainer(container) => out.variant(6, |out| container.put(out)),
             Self::Shutdown { force } => out.variant(7, |out| force.put(out)),
             Self::Ping => out.variant(8, |_| ()),
+            Self::Attach(plan) => out.variant(9, |out| plan.put(out)),
         }
     }
     fn take(input: &mut Reader<'_>) -> Result<Self, Malformed> {
@@ -200,6 +265,7 @@ impl Wire for Request {
             6 => Ok(Self::ForgetContainer(fields.field()?)),
             7 => Ok(Self::Shutdown { force: fields.field()? }),
             8 => Ok(Self::Ping),
+            9 => Ok(Self::Attach(fields.field()?)),
             tag => Err(Malformed::Variant(tag)),
         }
     }
@@ -222,6 +288,8 @@ impl Wire for Reply {
             }),
             Self::StartFailed(failure) => out.variant(6, |out| failure.put(out)),
             Self::Containers(list) => out.variant(7, |out| list.put(out)),
+            Self::Attached(attached) => out.variant(8, |out| attached.put(out)),
+            Self::Exhausted(what) => out.variant(9, |out| what.put(out)),
         }
     }
     fn take(input: &mut Reader<'_>) -> Result<Self, Malformed> {
@@ -235,6 +303,8 @@ impl Wire for Reply {
             5 => Ok(Self::ExecStarted { pid: fields.field()?, terminal: fields.field()? }),
             6 => Ok(Self::StartFailed(fields.field()?)),
             7 => Ok(Self::Containers(fields.field()?)),
+            8 => Ok(Self::Attached(fields.field()?)),
+            9 => Ok(Self::Exhausted(fields.field()?)),
             tag => Err(Malformed::Variant(tag)),
         }
     }
@@ -252,6 +322,10 @@ impl Wire for Event {
                 exit.put(out);
             }),
             Self::PodInitExited { exit } => out.variant(2, |out| exit.put(out)),
+            Self::AttachEnded { attach, fell_behind } => out.variant(3, |out| {
+                attach.put(out);
+                fell_behind.put(out);
+            }),
         }
     }
     fn take(input: &mut Reader<'_>) -> Result<Self, Malformed> {
@@ -260,6 +334,7 @@ impl Wire for Event {
             0 => Ok(Self::Exited { container: fields.field()?, exit: fields.field()? }),
             1 => Ok(Self::ExecExited { exec: fields.field()?, exit: fields.field()? }),
             2 => Ok(Self::PodInitExited { exit: fields.field()? }),
+            3 => Ok(Self::AttachEnded { attach: fields.field()?, fell_behind: fields.field()? }),
             tag => Err(Malformed::Variant(tag)),
         }
     }

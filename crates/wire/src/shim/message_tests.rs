@@ -180,6 +180,18 @@ fn exec_plan() -> impl Strategy<Value = ExecPlan> {
     )
 }
 
+fn attach_plan() -> impl Strategy<Value = AttachPlan> {
+    (any::<u64>(), container_id(), any::<bool>(), option::of(fd()), option::of(fd())).prop_map(
+        |(attach, container, stdin, stdout, stderr)| AttachPlan {
+            attach: AttachId(attach),
+            container,
+            stdin,
+            stdout,
+            stderr,
+        },
+    )
+}
+
 fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
         (any::<u32>(), any::<String>())
@@ -192,6 +204,7 @@ fn request() -> impl Strategy<Value = Request> {
         container_id().prop_map(Request::ForgetContainer),
         any::<bool>().prop_map(|force| Request::Shutdown { force }),
         Just(Request::Ping),
+        attach_plan().prop_map(Request::Attach),
     ]
 }
 
@@ -218,6 +231,12 @@ fn reply() -> impl Strategy<Value = Reply> {
         })),
         (any::<bool>(), pod_is_up(), vec(entry, 0..4))
             .prop_map(|(is_up, pod, containers)| Reply::Containers(ContainerList { is_up, pod, containers })),
+        any::<[bool; 3]>().prop_map(|[terminal, input, stdin_closed]| Reply::Attached(Attached {
+            terminal,
+            input,
+            stdin_closed
+        })),
+        any::<String>().prop_map(Reply::Exhausted),
     ]
 }
 
@@ -226,6 +245,8 @@ fn event() -> impl Strategy<Value = Event> {
         (container_id(), exit()).prop_map(|(container, exit)| Event::Exited { container, exit }),
         (any::<u64>(), exit()).prop_map(|(exec, exit)| Event::ExecExited { exec: ExecId(exec), exit }),
         exit().prop_map(|exit| Event::PodInitExited { exit }),
+        any::<(u64, bool)>()
+            .prop_map(|(attach, fell_behind)| Event::AttachEnded { attach: AttachId(attach), fell_behind }),
     ]
 }
 

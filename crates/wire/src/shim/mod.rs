@@ -21,7 +21,9 @@ pub mod packet;
 mod plan;
 
 pub use codec::Malformed;
-pub use message::{ContainerEntry, ContainerList, Event, Hello, PodIsUp, Reply, Request, ShimIs};
+pub use message::{
+    AttachId, AttachPlan, Attached, ContainerEntry, ContainerList, Event, Hello, PodIsUp, Reply, Request, ShimIs,
+};
 pub use packet::{Assembler, Frame, Kind, split};
 
 /// Bumped when the two sides cannot understand each other any more; fields and variants at the end need no bump.
