@@ -1,5 +1,5 @@
-//! One container as the shim keeps it: its process, its pipes on their way into the log, how it ended. It starts
-//! nothing and speaks to nobody.
+//! One container as the shim keeps it: its process, its pipes on their way into the log and to the clients that watch,
+//! how it ended. It starts nothing and speaks to nobody.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,8 +9,11 @@ use knarr_model::ContainerId;
 use knarr_model::plan::{ContainerPlan, Exit};
 use knarr_runtime::{Child, Started, Stdio};
 use knarr_wire::cri_log::{Framer, Stream};
+use knarr_wire::shim::Attached;
+use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
+use crate::attach::{Client, Clients};
 use crate::log::Log;
 use crate::supervisor::{now, unix_nanoseconds};
 
@@ -71,9 +74,20 @@ pub struct Container {
     pub exit: Option<Exit>,
     /// The exit is known, and others are told when the output has ended or at this time.
     pub announce_by: Option<Instant>,
+    /// Who watches its output.
+    pub clients: Clients<OwnedFd>,
+    /// It has one, and that is output 0 and its stdin.
+    pub has_terminal: bool,
     log: Option<Log>,
     stdin: Option<OwnedFd>,
+    /// It was asked for: a terminal may be written to.
+    stdin_given: bool,
+    /// The pipe to it is for one client.
+    stdin_once: bool,
     outputs: [Option<Output>; 2],
+    /// Outputs that have ended and that epoll may still watch: it would for ever while somebody else has a duplicate,
+    /// as a client of a terminal has.
+    ended_outputs: Vec<OwnedFd>,
 }
 
 struct Output {
@@ -106,9 +120,14 @@ impl Container {
             started_at: unix_nanoseconds(),
             exit: None,
             announce_by: None,
+            clients: Clients::new(),
+            has_terminal: plan.process.terminal,
             log,
             stdin: pipes.stdin,
+            stdin_given: plan.stdio.stdin,
+            stdin_once: plan.stdio.stdin_once,
             outputs: [output(stdout, Stream::Stdout), output(stderr, Stream::Stderr)],
+            ended_outputs: Vec::new(),
         }
     }
 
@@ -120,6 +139,56 @@ impl Container {
     /// The shim holds a pipe to its stdin.
     pub fn stdin_open(&self) -> bool {
         self.stdin.is_some()
+    }
+
+    /// What a client gets to write to, and to size a terminal with. A pipe to a stdin that is for one client is given
+    /// away and not copied: with that client, or with the daemon that it came through, stdin closes whatever happens.
+    pub fn input(&mut self, stdin_wanted: bool) -> Result<(Attached, Option<OwnedFd>), Errno> {
+        let duplicate = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 3);
+        let input = if self.has_terminal {
+            self.outputs[0].as_ref().map(|terminal| duplicate(terminal.fd.as_fd())).transpose()?
+        } else if !stdin_wanted {
+            None
+        } else if self.stdin_once {
+            self.stdin.take()
+        } else {
+            self.stdin.as_ref().map(|stdin| duplicate(stdin.as_fd())).transpose()?
+        };
+        let attached = Attached {
+            terminal: self.has_terminal,
+            input: input.is_some(),
+            stdin_closed: stdin_wanted && !(self.stdin_given && input.is_some()),
+        };
+        Ok((attached, input))
+    }
+
+    /// One more client, which sees what is read from now on. Where nothing more can come, it is at its end at once.
+    pub fn add_client(&mut self, client: Client<OwnedFd>) {
+        self.clients.add(client);
+        self.clients.keep_for(self.open_outputs());
+    }
+
+    fn open_outputs(&self) -> [bool; 2] {
+        self.outputs.each_ref().map(Option::is_some)
+    }
+
+    /// Gives the outputs that have ended and are to be closed once epoll does not watch them any more. To be asked
+    /// after every call that reads.
+    pub fn take_ended_outputs(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.ended_outputs)
+    }
+
+    /// Ends every output, whatever it might still give.
+    pub fn end_outputs(&mut self) {
+        for which in 0..self.outputs.len() {
+            self.end_output(which);
+        }
+    }
+
+    fn end_output(&mut self, which: usize) {
+        let output = self.outputs.get_mut(which).and_then(Option::take);
+        self.ended_outputs.extend(output.filter(|output| output.watched).map(|output| output.fd));
+        self.clients.keep_for(self.open_outputs());
     }
 
     /// The outputs that epoll should begin or cease to watch: number, descriptor and which of the two. To be asked
@@ -136,7 +205,7 @@ impl Container {
         })
     }
 
-    /// Reads what output number `which` has and logs it; at most [`READS_IN_A_ROW`] reads, so that no container keeps
+    /// Reads what output number `which` has, logs it and passes it on; at most [`READS_IN_A_ROW`] reads, so that no container keeps
     /// the others waiting.
     pub fn read_output(&mut self, which: usize, scratch: &mut Scratch) {
         for _ in 0..READS_IN_A_ROW {
@@ -152,8 +221,8 @@ impl Container {
         let read = match rustix::io::read(&output.fd, &mut *scratch.input) {
             Ok(0) => None,
             Ok(count) => Some(count),
-            Err(rustix::io::Errno::INTR) => return true,
-            Err(rustix::io::Errno::AGAIN) => return false,
+            Err(Errno::INTR) => return true,
+            Err(Errno::AGAIN) => return false,
             // EIO: nobody has the terminal open any more.
             Err(_) => None,
         };
@@ -163,10 +232,16 @@ impl Container {
             output.rests_at = output.framer.holds().then(|| now() + REST_AFTER);
         } else {
             output.framer.flush(unix_nanoseconds(), &mut scratch.records);
-            self.outputs[which] = None;
         }
         if let Some(log) = &mut self.log {
             log.append(&scratch.records, now());
+        }
+        match read {
+            // After the log, which is for everybody. One that is stuck has taken these bytes into its keeping.
+            Some(count) => {
+                self.clients.pass_on(which, &scratch.input[..count], |pipe, bytes| rustix::io::write(pipe, bytes))
+            }
+            None => self.end_output(which),
         }
         scratch.shrink();
         read.is_some()

@@ -2,12 +2,14 @@
 //! them, writes their logs and keeps their exit codes, and goes on doing so when the daemon is gone.
 //!
 //! One thread around one epoll: [`supervisor`] waits and decides what comes next, [`requests`] answers the daemon over
-//! a [`connection`], [`container`] is one container with its pipes, [`log`] the file that these end in. What a
-//! container is and how it is started is the `runtime`'s; nothing is decided here that the daemon could have decided.
+//! a [`connection`], [`container`] is one container with its pipes, [`log`] the file that these end in, [`attach`] who
+//! else sees what comes out of them. What a container is and how it is started is the `runtime`'s; nothing is decided
+//! here that the daemon could have decided.
 //!
 //! It is started with a listening Unix SEQPACKET socket as standard input, the pod's run-time directory as working
 //! directory and a file for its own complaints as standard error. Its arguments are for people who read `ps`.
 
+mod attach;
 mod connection;
 mod container;
 mod log;
@@ -17,9 +19,17 @@ mod supervisor;
 use std::io;
 use std::process::ExitCode;
 
+use knarr_model::plan::Rlimit;
 use knarr_sys::{process, signal};
 use rustix::fs::{Mode, OFlags};
-use rustix::process::Signal;
+use rustix::process::{Resource, Signal};
+
+/// Descriptors that the shim may have open: five of each container, two of each exec and each attached client, those of
+/// one message and some of its own are 2500. The usual soft limit of 1024 is for programs that call select.
+const DESCRIPTORS_MAX: u64 = 4096;
+
+/// RLIMIT_NOFILE of the kernel.
+const FILES: u32 = 7;
 
 fn main() -> ExitCode {
     match run() {
@@ -39,6 +49,7 @@ fn run() -> io::Result<()> {
     // The daemon opens nothing without this flag; a library of its may, and a container must not get that.
     process::close_on_exec_from(3)?;
     rustix::thread::set_name(c"knarr-shim")?;
+    let files_of_processes = raise_files_limit();
     // Already leading a session is no harm.
     let _ = rustix::process::setsid();
     // All signals are blocked: none can end the shim but KILL, and a SIGPIPE or SIGXFSZ comes as an errno. The runtime
@@ -51,5 +62,24 @@ fn run() -> io::Result<()> {
     rustix::stdio::dup2_stdin(&null)?;
     rustix::io::ioctl_fionbio(&listener, true)?;
 
-    supervisor::Supervisor::new(listener, signals, null)?.run()
+    supervisor::Supervisor::new(listener, signals, null, files_of_processes)?.run()
+}
+
+/// Raises how many descriptors the shim may have open, as far as it may. Gives what it was, if it was raised: that is
+/// what the processes get that it starts, unless their plans say otherwise.
+fn raise_files_limit() -> Option<Rlimit> {
+    let before = rustix::process::getrlimit(Resource::Nofile);
+    let soft = before.current?;
+    let wanted = before.maximum.unwrap_or(u64::MAX).min(DESCRIPTORS_MAX);
+    if soft >= wanted {
+        return None;
+    }
+    let raised = rustix::process::Rlimit { current: Some(wanted), maximum: before.maximum };
+    match rustix::process::setrlimit(Resource::Nofile, raised) {
+        Ok(()) => Some(Rlimit { resource: FILES, soft, hard: before.maximum.unwrap_or(u64::MAX) }),
+        Err(errno) => {
+            eprintln!("knarr-shim: raise the limit of open files from {soft} to {wanted}: {errno}");
+            None
+        }
+    }
 }

@@ -8,10 +8,11 @@ use knarr_model::plan::{ContainerPlan, ExecPlan, FdIndex, Namespace, PodPlan, St
 use knarr_runtime::{PodNamespaces, Stdio};
 use knarr_wire::shim::codec::decode;
 use knarr_wire::shim::{
-    ContainerEntry, ContainerList, Frame, Hello, PROTOCOL_VERSION, PodIsUp, Reply, Request, ShimIs,
+    AttachPlan, ContainerEntry, ContainerList, Frame, Hello, PROTOCOL_VERSION, PodIsUp, Reply, Request, ShimIs,
 };
 use rustix::io::Errno;
 
+use crate::attach::{ATTACHES_MAX, as_pipe};
 use crate::container::{Container, make_pipes};
 use crate::log::Log;
 use crate::supervisor::{Exec, Pod, Supervisor, kill};
@@ -29,23 +30,29 @@ type Answer = Result<(Reply, Vec<OwnedFd>), Reply>;
 pub fn serve(shim: &mut Supervisor, frame: Frame<OwnedFd>) {
     let (id, fds) = (frame.id, frame.fds);
     let answer = match decode::<Request>(&frame.body) {
-        Ok(Request::SetUpPod(_) | Request::StartContainer(_) | Request::Exec(_)) if shim.is_ending() => {
+        Ok(Request::SetUpPod(_) | Request::StartContainer(_) | Request::Exec(_) | Request::Attach(_))
+            if shim.is_ending() =>
+        {
             Err(Reply::Refused("the shim is ending".into()))
         }
         Ok(Request::Hello(hello)) => hello_to(shim, &hello),
         Ok(Request::SetUpPod(plan)) => set_up_pod(shim, &plan, &fds),
-        Ok(Request::StartContainer(plan)) => start_container(shim, &plan, &fds),
-        Ok(Request::Exec(plan)) => exec(shim, &plan, &fds),
+        Ok(Request::StartContainer(plan)) => start_container(shim, plan, &fds),
+        Ok(Request::Exec(plan)) => exec(shim, plan, &fds),
         Ok(Request::ReopenLog(container)) => reopen_log(shim, &container),
         Ok(Request::ListContainers) => list_containers(shim),
         Ok(Request::ForgetContainer(container)) => forget_container(shim, &container),
         Ok(Request::Shutdown { force }) => return shutdown(shim, id, force),
         Ok(Request::Ping) => Ok((Reply::Done, Vec::new())),
-        Ok(Request::Attach(plan)) => Err(Reply::Refused(format!("container {} cannot be attached to", plan.container))),
+        Ok(Request::Attach(plan)) => attach(shim, &plan, &fds),
         Err(malformed) => Err(Reply::Refused(format!("request not understood: {malformed}"))),
     };
     let (reply, fds) = answer.unwrap_or_else(|refusal| (refusal, Vec::new()));
     shim.reply(id, &reply, fds);
+    if matches!(reply, Reply::Attached(_)) {
+        // A client of outputs that have ended is at its end; that is told after its beginning.
+        (0..shim.containers.len()).for_each(|at| shim.settle(at));
+    }
 }
 
 fn hello_to(shim: &Supervisor, hello: &Hello) -> Answer {
@@ -77,7 +84,9 @@ fn set_up_pod(shim: &mut Supervisor, plan: &PodPlan, fds: &[OwnedFd]) -> Answer 
     Ok((Reply::PodIsUp(flags), fds))
 }
 
-fn start_container(shim: &mut Supervisor, plan: &ContainerPlan, fds: &[OwnedFd]) -> Answer {
+fn start_container(shim: &mut Supervisor, mut plan: ContainerPlan, fds: &[OwnedFd]) -> Answer {
+    shim.limit_files(&mut plan.process);
+    let plan = &plan;
     let Some(pod) = &shim.pod else { return Err(Reply::Refused("the pod has not been set up".into())) };
     if shim.containers.iter().any(|container| container.id == plan.id) {
         return Err(Reply::Refused(format!("container {} has been started already", plan.id)));
@@ -117,7 +126,9 @@ fn start_container(shim: &mut Supervisor, plan: &ContainerPlan, fds: &[OwnedFd])
     Ok((reply, vec![pidfd.map_err(|error| failed("hand over the process", error, ""))?]))
 }
 
-fn exec(shim: &mut Supervisor, plan: &ExecPlan, fds: &[OwnedFd]) -> Answer {
+fn exec(shim: &mut Supervisor, mut plan: ExecPlan, fds: &[OwnedFd]) -> Answer {
+    shim.limit_files(&mut plan.process);
+    let plan = &plan;
     let Some(connection) = shim.connection.as_ref().map(|connection| connection.number) else {
         return Err(Reply::Refused("nobody is connected".into()));
     };
@@ -143,6 +154,38 @@ fn exec(shim: &mut Supervisor, plan: &ExecPlan, fds: &[OwnedFd]) -> Answer {
     let mut handed = vec![pidfd.map_err(|error| failed("hand over the process", error, ""))?];
     handed.extend(started.terminal);
     Ok((reply, handed))
+}
+
+fn attach(shim: &mut Supervisor, plan: &AttachPlan, fds: &[OwnedFd]) -> Answer {
+    let id = &plan.container;
+    let at = known(shim, id)?;
+    let container = &shim.containers[at];
+    if !container.is_running() {
+        return Err(Reply::Refused(format!("container {id} has ended")));
+    }
+    if container.has_terminal && plan.stderr.is_some() {
+        return Err(Reply::Refused(format!("container {id} has a terminal and with it no stderr of its own")));
+    }
+    let cannot = |what: &str, errno: Errno| Reply::Refused(format!("attach to container {id}: {what}: {errno}"));
+    let pipe = |index: Option<FdIndex>| index.map(|index| as_pipe(duplicate(fds, index)?)).transpose();
+    let stdout = pipe(plan.stdout).map_err(|errno| cannot("take the pipe for stdout", errno))?;
+    let stderr = pipe(plan.stderr).map_err(|errno| cannot("take the pipe for stderr", errno))?;
+    let listens = stdout.is_some() || stderr.is_some();
+    let clients = shim.containers.iter().map(|container| container.clients.count()).sum::<usize>();
+    if listens && clients >= ATTACHES_MAX {
+        return Err(Reply::Exhausted(format!("{ATTACHES_MAX} clients are attached to this pod already")));
+    }
+    let client =
+        shim.watched_client(plan.attach, [stdout, stderr]).map_err(|errno| cannot("watch its pipes", errno))?;
+    // Last of what can fail: a stdin that is for one client is given away here.
+    let (attached, input) = shim.containers[at].input(plan.stdin).map_err(|errno| {
+        shim.unwatch(client.pipes());
+        cannot("hand over its input", errno)
+    })?;
+    if listens {
+        shim.containers[at].add_client(client);
+    }
+    Ok((Reply::Attached(attached), input.into_iter().collect()))
 }
 
 fn reopen_log(shim: &mut Supervisor, id: &ContainerId) -> Answer {
@@ -179,10 +222,9 @@ fn forget_container(shim: &mut Supervisor, id: &ContainerId) -> Answer {
     if shim.containers[at].is_running() {
         return Err(Reply::Refused(format!("container {id} is running")));
     }
-    // Closing its descriptors takes them out of epoll.
-    let container = shim.containers.remove(at);
+    shim.forget(at);
     if let Some(pod) = &shim.pod {
-        let record = format!("{}/{}", knarr_wire::shim::exit_record::DIRECTORY, container.id);
+        let record = format!("{}/{id}", knarr_wire::shim::exit_record::DIRECTORY);
         let _ = rustix::fs::unlinkat(&pod.run_dir, record, rustix::fs::AtFlags::empty());
     }
     Ok((Reply::Done, Vec::new()))

@@ -5,17 +5,19 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use knarr_model::plan::Exit;
+use knarr_model::plan::{Exit, ProcessPlan, Rlimit};
 use knarr_model::{ContainerId, ExecId, PodId};
 use knarr_runtime::{Child, PodNamespaces};
 use knarr_sys::process::Ended;
 use knarr_sys::{process, signal};
 use knarr_wire::shim::exit_record::{DIRECTORY, ExitRecord};
-use knarr_wire::shim::{Event, Kind, Reply};
+use knarr_wire::shim::{AttachId, Event, Kind, Reply};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::Signal;
 
+use crate::attach::Client;
 use crate::connection::{Connection, Gone};
 use crate::container::{Container, Scratch};
 
@@ -38,6 +40,9 @@ const SIGNALS: u64 = 1;
 const CONNECTION: u64 = 2;
 /// The output 0 of the container with serial 0; two numbers for each serial.
 const OUTPUTS: u64 = 16;
+/// The pipes of the attached client with serial 0; one number for each serial. Above every output: a container's serial
+/// has 32 bits.
+const CLIENTS: u64 = 1 << 40;
 
 /// All that the shim knows.
 pub struct Supervisor {
@@ -46,6 +51,8 @@ pub struct Supervisor {
     signals: OwnedFd,
     /// /dev/null, for processes without input or output.
     pub null: OwnedFd,
+    /// How many descriptors a process may have open whose plan does not say; `None` where that is what the shim has.
+    files_of_processes: Option<Rlimit>,
     pub scratch: Scratch,
     pub connection: Option<Connection>,
     connections_made: u64,
@@ -53,6 +60,7 @@ pub struct Supervisor {
     pub containers: Vec<Container>,
     pub execs: Vec<Exec>,
     pub serials_used: u32,
+    attaches_made: u64,
     ending: Option<Ending>,
     born: Instant,
 }
@@ -84,7 +92,12 @@ struct Ending {
 
 impl Supervisor {
     /// A shim without a pod.
-    pub fn new(listener: OwnedFd, signals: OwnedFd, null: OwnedFd) -> io::Result<Self> {
+    pub fn new(
+        listener: OwnedFd,
+        signals: OwnedFd,
+        null: OwnedFd,
+        files_of_processes: Option<Rlimit>,
+    ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), EventFlags::IN)?;
         epoll::add(&epoll, &signals, EventData::new_u64(SIGNALS), EventFlags::IN)?;
@@ -93,6 +106,7 @@ impl Supervisor {
             listener,
             signals,
             null,
+            files_of_processes,
             scratch: Scratch::new(),
             connection: None,
             connections_made: 0,
@@ -100,6 +114,7 @@ impl Supervisor {
             containers: Vec::new(),
             execs: Vec::new(),
             serials_used: 0,
+            attaches_made: 0,
             ending: None,
             born: now(),
         })
@@ -112,7 +127,7 @@ impl Supervisor {
             let timeout = self.next_time().map(|at| timespec(at.saturating_duration_since(now())));
             events.clear();
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
             for event in &events {
@@ -120,7 +135,8 @@ impl Supervisor {
                     LISTENER => self.on_listener(),
                     SIGNALS => self.on_signal(),
                     CONNECTION => self.on_connection(),
-                    output => self.on_output(output),
+                    token if token >= CLIENTS => self.on_client(token - CLIENTS),
+                    token => self.on_output(token),
                 }
             }
             self.on_time(now());
@@ -212,9 +228,79 @@ impl Supervisor {
         self.settle(at);
     }
 
-    /// After something was done with container number `at`: epoll watches what it should, and an exit is told once
-    /// the output has ended.
+    /// Nobody reads one of the pipes of client `serial`; epoll tells nothing else of them.
+    fn on_client(&mut self, serial: u64) {
+        let has = |container: &Container| container.clients.iter().any(|client| client.serial == serial);
+        // One that was let go in this round is not there any more.
+        let Some(at) = self.containers.iter().position(has) else { return };
+        self.containers[at].clients.reader_gone(serial);
+        self.settle(at);
+    }
+
+    /// A client of the daemon that is connected, for [`Container::add_client`].
+    ///
+    /// Its pipes are watched without asking for any event: that nobody reads is told always, and at once, also while
+    /// the container is silent.
+    pub fn watched_client(&mut self, id: AttachId, outputs: [Option<OwnedFd>; 2]) -> Result<Client<OwnedFd>, Errno> {
+        let Some(connection) = &self.connection else { return Err(Errno::NOTCONN) };
+        self.attaches_made += 1;
+        let client = Client::new(self.attaches_made, id, connection.number, outputs);
+        for pipe in client.pipes() {
+            let token = EventData::new_u64(CLIENTS + client.serial);
+            if let Err(errno) = epoll::add(&self.epoll, pipe, token, EventFlags::empty()) {
+                self.unwatch(client.pipes());
+                return Err(errno);
+            }
+        }
+        Ok(client)
+    }
+
+    /// Takes descriptors out of epoll, to be closed then. Closing alone does it only for a descriptor of which nobody
+    /// else has a duplicate; of another, events would come for ever.
+    pub fn unwatch<'a>(&self, fds: impl Iterator<Item = &'a OwnedFd>) {
+        for fd in fds {
+            // One that is not watched is no harm.
+            let _ = epoll::delete(&self.epoll, fd);
+        }
+    }
+
+    /// Lets go what of container number `at` has ended: outputs, and clients, who are told before their pipes close.
+    fn let_go(&mut self, at: usize) {
+        let outputs = self.containers[at].take_ended_outputs();
+        self.unwatch(outputs.iter());
+        for client in self.containers[at].clients.take_ended() {
+            let asked_here = self.connection.as_ref().is_some_and(|now| now.number == client.connection);
+            if let Some(farewell) = client.farewell().filter(|_| asked_here) {
+                self.tell(&farewell);
+            }
+            self.unwatch(client.pipes());
+        }
+    }
+
+    /// Completes what a process is told: nobody inherits the limit that the shim has for itself.
+    pub fn limit_files(&self, process: &mut ProcessPlan) {
+        let Some(files) = self.files_of_processes else { return };
+        if process.rlimits.iter().all(|limit| limit.resource != files.resource) {
+            process.rlimits.push(files);
+        }
+    }
+
+    /// Forgets container number `at`.
+    pub fn forget(&mut self, at: usize) {
+        self.containers[at].end_outputs();
+        self.let_go(at);
+        self.containers.remove(at);
+    }
+
+    /// After something was done with container number `at`: epoll watches what it should, clients at their end are let
+    /// go, and an exit is told once the output has ended.
     pub fn settle(&mut self, at: usize) {
+        let announces = self.containers[at].may_announce(now());
+        if announces {
+            // What others still write is the log's.
+            self.containers[at].clients.keep_for([false; 2]);
+        }
+        self.let_go(at);
         let container = &mut self.containers[at];
         let base = OUTPUTS + 2 * u64::from(container.serial);
         for (which, fd, watch) in container.watch_changes() {
@@ -227,9 +313,7 @@ impl Supervisor {
                 eprintln!("knarr-shim: watch output {which} of a container: {errno}");
             }
         }
-        if container.may_announce(now())
-            && let Some(exit) = container.exit
-        {
+        if announces && let Some(exit) = container.exit {
             container.announce_by = None;
             let container = container.id.clone();
             self.tell(&Event::Exited { container, exit });
@@ -358,7 +442,7 @@ impl Supervisor {
 /// Writes an exit record by rename, so that whoever reads it reads it whole.
 fn write_record(run_dir: &OwnedFd, container: &ContainerId, record: &ExitRecord) -> io::Result<()> {
     match rustix::fs::mkdirat(run_dir, DIRECTORY, Mode::RWXU) {
-        Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        Ok(()) | Err(Errno::EXIST) => {}
         Err(errno) => return Err(errno.into()),
     }
     let path = format!("{DIRECTORY}/{container}");
@@ -367,7 +451,7 @@ fn write_record(run_dir: &OwnedFd, container: &ContainerId, record: &ExitRecord)
     let file = rustix::fs::openat(run_dir, new.as_str(), flags, Mode::RUSR | Mode::WUSR)?;
     let text = record.text();
     if rustix::io::write(&file, text.as_bytes())? != text.len() {
-        return Err(rustix::io::Errno::NOSPC.into());
+        return Err(Errno::NOSPC.into());
     }
     Ok(rustix::fs::renameat(run_dir, new.as_str(), run_dir, path.as_str())?)
 }

@@ -2,6 +2,7 @@
 
 mod pod;
 
+mod attaches;
 mod daemons;
 mod execs;
 mod life;

@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use knarr_daemon::shim_client::{
-    Events, PodUp, ShimClient, StartError, StartedContainer, StartedExec, sealed_executable,
+    Attached, Events, PodUp, ShimClient, StartError, StartedContainer, StartedExec, sealed_executable,
 };
 use knarr_model::plan::{
     CgroupPlan, ContainerPlan, ExecPlan, Exit, FdIndex, Namespace, PodPlan, ProcessPlan, StdioPlan,
 };
-use knarr_model::{ContainerId, ExecId, PodId};
+use knarr_model::{ContainerId, Error, ExecId, PodId};
 use knarr_wire::cri_log::{Stream, parse};
-use knarr_wire::shim::Event;
+use knarr_wire::shim::{AttachId, Event};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
@@ -45,6 +45,17 @@ pub struct TestPod {
     shim: ShimProcess,
     cgroups: Cgroups,
 }
+
+/// A client of a container, with our ends of its pipes.
+pub struct Client {
+    pub id: AttachId,
+    pub attached: Attached,
+    pub stdout: Option<File>,
+    pub stderr: Option<File>,
+}
+
+/// Which streams a client asks for: stdin, stdout, stderr.
+type Streams = [bool; 3];
 
 /// Also after a test that failed: the shim does not go on living.
 struct ShimProcess {
@@ -198,6 +209,39 @@ impl TestPod {
         (plan.id, started, our_stdin.into(), our_stdout.into())
     }
 
+    /// Attaches to a container.
+    pub async fn attach(&self, container: &ContainerId, streams: Streams) -> Result<Client, Error> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let id = AttachId(NEXT.fetch_add(1, Ordering::Relaxed));
+        let pipe =
+            |wanted: bool| wanted.then(|| rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap()).unzip();
+        let (our_stdout, stdout) = pipe(streams[1]);
+        let (our_stderr, stderr) = pipe(streams[2]);
+        let attached = self.client.attach(container.clone(), id, streams[0], stdout, stderr).await?;
+        let (stdout, stderr) = (our_stdout.map(File::from), our_stderr.map(File::from));
+        Ok(Client { id, attached, stdout, stderr })
+    }
+
+    /// Waits until the shim has ended an attach; gives whether the client fell behind.
+    pub async fn end_of(&mut self, id: AttachId) -> bool {
+        let wanted = |event: &Event| match event {
+            Event::AttachEnded { attach, fell_behind } if *attach == id => Some(*fell_behind),
+            _ => None,
+        };
+        self.hear(wanted).await
+    }
+
+    /// How many descriptors the shim has.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.shim.pid)).unwrap().count()
+    }
+
+    /// The same when it has closed what went with requests and replies before.
+    pub async fn settled_descriptors(&self) -> usize {
+        self.client.ping().await.unwrap();
+        self.descriptors()
+    }
+
     pub fn exec_plan(&self, container: &ContainerId, args: &[&str]) -> ExecPlan {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         ExecPlan {
@@ -251,16 +295,21 @@ impl TestPod {
         self.hear(wanted).await
     }
 
-    async fn hear(&mut self, wanted: impl Fn(&Event) -> Option<Exit>) -> Exit {
-        if let Some(exit) = self.heard.iter().find_map(&wanted) {
-            return exit;
+    /// What has been heard so far: everything that was sent before what was waited for last.
+    pub fn heard(&self) -> &[Event] {
+        &self.heard
+    }
+
+    async fn hear<T>(&mut self, wanted: impl Fn(&Event) -> Option<T>) -> T {
+        if let Some(found) = self.heard.iter().find_map(&wanted) {
+            return found;
         }
         loop {
             let event = tokio::time::timeout(SOON, self.events.next()).await.expect("an event").expect("a connection");
-            let exit = wanted(&event);
+            let found = wanted(&event);
             self.heard.push(event);
-            if let Some(exit) = exit {
-                return exit;
+            if let Some(found) = found {
+                return found;
             }
         }
     }
@@ -271,8 +320,10 @@ impl TestPod {
 
     /// Ends the shim, whatever runs, and with it the test.
     pub async fn stop(mut self) {
-        self.client.shutdown(true).await.unwrap();
-        let end = tokio::time::timeout(SOON, async { while self.events.next().await.is_some() {} }).await;
+        // The answer comes after the events: both are waited for.
+        let events = async { while self.events.next().await.is_some() {} };
+        let (answer, end) = tokio::join!(self.client.shutdown(true), tokio::time::timeout(SOON, events));
+        answer.unwrap();
         end.expect("the shim closes its connection");
         let process = PathBuf::from(format!("/proc/{}", self.shim.pid));
         until("the shim is reaped", || !process.exists()).await;
@@ -336,12 +387,17 @@ fn program() -> &'static [u8] {
     PROGRAM.get_or_init(|| {
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("program");
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/shim/program.c");
-        let mut compiler = std::process::Command::new("cc");
-        compiler.args(["-static", "-O1", "-s", "-o"]).arg(&program).arg(source);
-        assert!(compiler.status().expect("a C compiler").success());
+        compile(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/shim/program.c"), &program);
         std::fs::read(&program).unwrap()
     })
+}
+
+/// Compiles a static program.
+pub fn compile(source: &str, program: &Path) {
+    let mut compiler = std::process::Command::new("cc");
+    let shim = format!("-DSHIM=\"{}\"", env!("CARGO_BIN_EXE_knarr-shim"));
+    compiler.args(["-static", "-O1", "-s", &shim, "-o"]).arg(program).arg(source);
+    assert!(compiler.status().expect("a C compiler").success());
 }
 
 fn process(args: &[&str]) -> ProcessPlan {

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -43,7 +45,9 @@ int main(int argc, char **argv) {
         }
         return 0;
     }
-    if (!strcmp(what, "background")) { // ends at once; a child speaks after n ms
+    if (!strcmp(what, "background")) { // ends at once, or with m after a byte of input; a child speaks after n ms
+        char byte;
+        if (m && read(0, &byte, 1) != 1) return 1;
         puts("parent");
         fflush(stdout);
         if (fork() == 0) {
@@ -84,6 +88,47 @@ int main(int argc, char **argv) {
         if (!out) return 1;
         fputs("by path\n", out);
         return fclose(out) ? 2 : 0;
+    }
+    if (!strcmp(what, "numbers")) { // for each byte of input, n lines of eight bytes that count on
+        char byte;
+        for (long next = 0; read(0, &byte, 1) == 1;) {
+            for (long i = 0; i < n; i++) printf("%07ld\n", next++);
+            fflush(stdout);
+        }
+        return 0;
+    }
+    if (!strcmp(what, "streams")) { // for a first byte of input, n lines on each output, then the end
+        char byte;
+        if (read(0, &byte, 1) != 1) return 1;
+        for (long i = 0; i < n; i++) {
+            printf("out %ld\n", i);
+            fprintf(stderr, "err %ld\n", i);
+        }
+        return 0;
+    }
+    if (!strcmp(what, "size")) { // of the terminal, at once and after each change
+        sigset_t changes;
+        sigemptyset(&changes);
+        sigaddset(&changes, SIGWINCH);
+        sigprocmask(SIG_BLOCK, &changes, NULL);
+        for (int s;; sigwait(&changes, &s)) {
+            struct winsize size;
+            if (ioctl(0, TIOCGWINSZ, &size)) return 1;
+            printf("%d %d\n", size.ws_col, size.ws_row);
+            fflush(stdout);
+        }
+    }
+    if (!strcmp(what, "quiet")) { // lives on without outputs for n ms
+        close(1);
+        close(2);
+        pause_ms(n);
+        return 0;
+    }
+    if (!strcmp(what, "nofile")) {
+        struct rlimit files;
+        if (getrlimit(RLIMIT_NOFILE, &files)) return 1;
+        printf("%ld %ld\n", (long)files.rlim_cur, (long)files.rlim_max);
+        return 0;
     }
     return 99;
 }
