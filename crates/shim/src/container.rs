@@ -205,8 +205,8 @@ impl Container {
         })
     }
 
-    /// Reads what output number `which` has, logs it and passes it on; at most [`READS_IN_A_ROW`] reads, so that no container keeps
-    /// the others waiting.
+    /// Reads what output number `which` has, logs it and passes it on; at most [`READS_IN_A_ROW`] reads, so that no
+    /// container keeps the others waiting.
     pub fn read_output(&mut self, which: usize, scratch: &mut Scratch) {
         for _ in 0..READS_IN_A_ROW {
             if self.is_stuck() || !self.read_once(which, scratch) {
