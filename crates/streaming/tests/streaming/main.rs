@@ -1,0 +1,4 @@
+//! Our client and clients that misbehave, against our server, over loopback.
+
+mod command;
+mod support;
