@@ -165,7 +165,9 @@ impl Protocol {
         Ok(())
     }
 
-    /// The message that ends our half of `channel`; `None` where the subprotocol has none.
+    /// The message that ends our half of `channel`; `None` where the subprotocol has none. It is for clients: Kubernetes'
+    /// own client takes one from a server for data of an unknown channel, and complains. A server ends all by closing
+    /// the WebSocket.
     pub fn encode_close(self, channel: u8) -> Option<[u8; 2]> {
         self.has_close().then_some([CLOSE, channel])
     }
@@ -310,5 +312,180 @@ impl Base64 {
             return Err(Malformed::Base64);
         }
         Ok(decoded.into())
+    }
+}
+
+/// The fuzz target: the first byte says which subprotocol, the second how the message is cut, the rest is the message.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn fuzz(data: &[u8]) {
+    let &[which, cut, ref message @ ..] = data else { return };
+    let protocol = Protocol::ALL[usize::from(which) % Protocol::ALL.len()];
+    let whole = protocol.decode(Bytes::copy_from_slice(message));
+
+    let mut decoder = Decoder::new(protocol);
+    let mut joined = Ok(None);
+    let pieces: Vec<&[u8]> = message.chunks(usize::from(cut).max(1)).collect();
+    for (at, piece) in pieces.iter().enumerate() {
+        joined = match (joined, decoder.feed(Bytes::copy_from_slice(piece), at + 1 == pieces.len())) {
+            (Ok(Some(Message::Data { channel, bytes })), Ok(Some(Message::Data { channel: same, bytes: more }))) => {
+                assert_eq!(channel, same);
+                Ok(Some(Message::Data { channel, bytes: [&bytes[..], &more].concat().into() }))
+            }
+            (Ok(before), Ok(None)) => Ok(before),
+            (_, now) => now,
+        };
+        if joined.is_err() {
+            break;
+        }
+    }
+    match (&whole, &joined) {
+        // Nothing of the payload came: cut, that is seen only at its end, and the channel alone told before.
+        (Ok(Some(Message::Data { bytes, .. })), Ok(None)) => assert!(bytes.is_empty()),
+        _ => assert_eq!(whole, joined),
+    }
+
+    if let Ok(Some(Message::Data { channel, bytes })) = whole
+        && channel < protocol.channels()
+    {
+        let mut again = BytesMut::new();
+        protocol.encode(channel, &bytes, &mut again).expect("a channel that has a name");
+        assert_eq!(protocol.decode(again.freeze()), Ok(Some(Message::Data { channel, bytes })));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::remotecommand::CommandEnd;
+
+    fn decode(protocol: Protocol, message: &'static [u8]) -> Result<Option<Message>, Malformed> {
+        protocol.decode(Bytes::from_static(message))
+    }
+
+    fn data(channel: u8, bytes: &'static [u8]) -> Result<Option<Message>, Malformed> {
+        Ok(Some(Message::Data { channel, bytes: Bytes::from_static(bytes) }))
+    }
+
+    #[test]
+    fn the_clients_first_known_subprotocol_is_chosen() {
+        assert_eq!(Protocol::choose(&[]), Some(Protocol::V1));
+        assert_eq!(Protocol::choose(&["x", "v4.channel.k8s.io", "v5.channel.k8s.io"]), Some(Protocol::V4));
+        assert_eq!(Protocol::choose(&["v5.channel.k8s.io", "v4.channel.k8s.io"]), Some(Protocol::V5));
+        assert_eq!(Protocol::choose(&["v3.channel.k8s.io", "V4.channel.k8s.io"]), None);
+        for protocol in Protocol::ALL {
+            assert_eq!(Protocol::choose(&[protocol.name()]), Some(protocol));
+        }
+    }
+
+    #[test]
+    fn a_port_forward_is_tunnelled_or_has_channels() {
+        let channels = |protocol| Some(PortForward::Channels(protocol));
+        assert_eq!(PortForward::choose(&[]), channels(Protocol::V4));
+        assert_eq!(PortForward::choose(&["v4.base64.channel.k8s.io"]), channels(Protocol::V4Base64));
+        assert_eq!(PortForward::choose(&["SPDY/3.1+portforward.k8s.io"]), Some(PortForward::Tunnel));
+        assert_eq!(PortForward::choose(&["channel.k8s.io", "v5.channel.k8s.io", "portforward.k8s.io"]), None);
+    }
+
+    /// As client-go 0.36.1 sent it over v5 for stdin "typed" on a terminal, and what it was seen to take.
+    #[test]
+    fn messages_of_kubernetes_client_are_understood() {
+        let v5 = |message| decode(Protocol::V5, message);
+        assert_eq!(v5(b"\x04{\"Width\":80,\"Height\":24}\n"), data(RESIZE, b"{\"Width\":80,\"Height\":24}\n"));
+        assert_eq!(v5(b"\x00typed"), data(STDIN, b"typed"));
+        assert_eq!(v5(b"\xff\x00"), Ok(Some(Message::Close { channel: STDIN })));
+
+        let mut message = BytesMut::new();
+        Protocol::V5.encode(ERROR, &CommandEnd::Success.encode(true), &mut message).unwrap();
+        assert_eq!(&message[..], b"\x03{\"status\":\"Success\"}");
+        assert_eq!(Protocol::V5.encode_close(STDOUT), Some([255, 1]));
+    }
+
+    /// As k8s.io/cri-streaming 0.36.3 sent it: a command with stderr that exits with 42, and a forwarded port 80.
+    #[test]
+    fn messages_of_kubernetes_server_are_understood() {
+        let base64 = |message| decode(Protocol::V4Base64, message);
+        assert_eq!(base64(b"1"), data(STDOUT, b""));
+        assert_eq!(base64(b"2dG8gc3RkZXJyCg=="), data(STDERR, b"to stderr\n"));
+        let status =
+            b"3eyJzdGF0dXMiOiJGYWlsdXJlIiwibWVzc2FnZSI6ImNvbW1hbmQgdGVybWluYXRlZCB3aXRoIG5vbi16ZXJvIGV4aXQgY29\
+            kZTogZXhpdCBzdGF0dXMgNDIiLCJyZWFzb24iOiJOb25aZXJvRXhpdENvZGUiLCJkZXRhaWxzIjp7ImNhdXNlcyI6W3sicmVhc29uIjoiRX\
+            hpdENvZGUiLCJtZXNzYWdlIjoiNDIifV19fQ==";
+        let Ok(Some(Message::Data { channel: ERROR, bytes })) = base64(status) else { panic!("a status") };
+        assert_eq!(CommandEnd::decode(&bytes, true), CommandEnd::Exited(42));
+        assert_eq!(CommandEnd::Exited(42).encode(true), bytes);
+        assert_eq!(base64(b"0UAA="), data(0, b"\x50\x00"));
+        assert_eq!(port_announcement(80), *b"\x50\x00");
+        assert_eq!(decode(Protocol::V1, b"\x01"), data(STDOUT, b""));
+    }
+
+    #[test]
+    fn an_empty_message_says_nothing() {
+        for protocol in Protocol::ALL {
+            assert_eq!(decode(protocol, b""), Ok(None));
+        }
+    }
+
+    #[test]
+    fn only_v5_closes_and_then_exactly_one_channel() {
+        for bad in [&b"\xff"[..], b"\xff\x00\x01"] {
+            assert_eq!(decode(Protocol::V5, bad), Err(Malformed::Close));
+        }
+        assert_eq!(decode(Protocol::V4, b"\xff\x00"), data(255, b"\x00"));
+        assert_eq!(Protocol::V4.encode_close(0), None);
+        assert_eq!(Protocol::V5.encode(CLOSE, b"", &mut BytesMut::new()), Err(Malformed::Channel(CLOSE)));
+    }
+
+    #[test]
+    fn base64_is_whole_and_ends_with_its_padding() {
+        let base64 = |message| decode(Protocol::V1Base64, message);
+        assert_eq!(base64(b"0YQ==\r\n"), data(STDIN, b"a"));
+        assert_eq!(base64(b"0YW\nJj"), data(STDIN, b"abc"));
+        for bad in [&b"0Y"[..], b"0YQ", b"0YQ=", b"0YQ==YQ==", b"0Y!==", b"0=", b"0YR=="] {
+            assert_eq!(base64(bad), Err(Malformed::Base64), "{}", bad.escape_ascii());
+        }
+        assert_eq!(decode(Protocol::V4Base64, b"/"), data(255, b""));
+        assert_eq!(Protocol::V4Base64.encode(79, b"", &mut BytesMut::new()), Err(Malformed::Channel(79)));
+        let mut last = BytesMut::new();
+        Protocol::V4Base64.encode(78, b"", &mut last).unwrap();
+        assert_eq!(&last[..], b"~");
+    }
+
+    #[test]
+    fn a_message_that_comes_in_pieces_is_passed_on_in_pieces() {
+        let mut decoder = Decoder::new(Protocol::V4);
+        let mut feed = |piece, last| decoder.feed(Bytes::from_static(piece), last);
+        assert_eq!(feed(b"\x00", false), Ok(None));
+        assert_eq!(feed(b"ab", false), data(STDIN, b"ab"));
+        assert_eq!(feed(b"\xff", false), data(STDIN, b"\xff"));
+        assert_eq!(feed(b"", true), Ok(None));
+        assert_eq!(feed(b"\x01", true), data(STDOUT, b""));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_comes_back(which in 0_usize..5, channel: u8, payload in vec(any::<u8>(), 0..300)) {
+            let protocol = Protocol::ALL[which];
+            let mut message = BytesMut::new();
+            let encoded = protocol.encode(channel, &payload, &mut message);
+            prop_assert_eq!(encoded.is_ok(), channel < protocol.channels());
+            prop_assert!(encoded.is_ok() || message.is_empty());
+            if encoded.is_ok() {
+                prop_assert!(!protocol.is_text() || message.is_ascii());
+                let bytes = Bytes::from(payload);
+                prop_assert_eq!(protocol.decode(message.freeze()), Ok(Some(Message::Data { channel, bytes })));
+            }
+        }
+
+        #[test]
+        fn any_message_is_the_same_however_it_is_cut(data in vec(any::<u8>(), 0..60), text in "[0-4][A-Za-z0-9+/]{0,40}={0,3}") {
+            fuzz(&data);
+            for which in 0..5 {
+                fuzz(&[&[which, data.len() as u8][..], text.as_bytes()].concat());
+                fuzz(&[&[which, 1, 255], &data[..]].concat());
+            }
+        }
     }
 }

@@ -332,3 +332,209 @@ impl<'de> Visitor<'de> for SizeVisitor {
         Ok(size)
     }
 }
+
+/// The fuzz target: the first byte says how the rest is cut, which is read as sizes and as a status.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn fuzz(data: &[u8]) {
+    let Some((&first, data)) = data.split_first() else { return };
+    let read = |piece: usize| {
+        let (mut decoder, mut latest) = (SizeDecoder::new(), None);
+        for piece in data.chunks(piece) {
+            latest = decoder.feed(piece).ok().flatten().or(latest);
+            assert!(decoder.held.len() < SIZE_BYTES_MAX || decoder.failed);
+        }
+        (latest, decoder.feed(b"").is_err())
+    };
+    let whole = read(data.len().max(1));
+    assert_eq!(whole, read(usize::from(first) + 1));
+    assert_eq!(whole, read(1));
+
+    for has_status in [false, true] {
+        let end = CommandEnd::decode(data, has_status);
+        match &end {
+            CommandEnd::Success | CommandEnd::Exited(_) => {
+                assert!(has_status || data.is_empty());
+                assert_eq!(CommandEnd::decode(&end.encode(true), true), end);
+            }
+            CommandEnd::Failed(_) => {
+                let CommandEnd::Failed(_) = CommandEnd::decode(&end.encode(has_status), has_status) else {
+                    panic!("a failure comes back as one");
+                };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn size(columns: u16, rows: u16) -> Option<TerminalSize> {
+        Some(TerminalSize { columns, rows })
+    }
+
+    #[test]
+    fn the_clients_first_known_version_is_chosen() {
+        // What kubectl offers, in its order.
+        let offered =
+            ["v5.channel.k8s.io", "v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io"];
+        assert_eq!(Version::choose(&offered), Some(Version::V4));
+        assert_eq!(Version::choose(&offered[3..]), Some(Version::V2));
+        assert_eq!(Version::choose(&[""]), Some(Version::V1));
+        assert_eq!(Version::choose(&["v6.channel.k8s.io"]), None);
+        assert_eq!(Version::choose(&[]), None);
+        for version in Version::ALL {
+            assert_eq!(Version::from_name(version.name()), Some(version));
+        }
+        let [v4, v3, v2, v1] = Version::ALL;
+        assert!(v4.has_resizes() && v3.has_resizes() && !v2.has_resizes() && !v1.has_resizes());
+        assert!(v4.has_status() && !v3.has_status());
+    }
+
+    #[test]
+    fn streams_have_their_names() {
+        for stream in StreamType::ALL {
+            assert_eq!(StreamType::from_name(stream.name()), Some(stream));
+        }
+        assert_eq!(StreamType::from_name("Stdin"), None);
+        assert_eq!(StreamType::from_name(""), None);
+    }
+
+    #[test]
+    fn a_status_is_written_as_kubernetes_server_writes_it() {
+        let json = |end: CommandEnd| String::from_utf8(end.encode(true)).unwrap();
+        assert_eq!(json(CommandEnd::Success), r#"{"status":"Success"}"#);
+        assert_eq!(
+            json(CommandEnd::Exited(42)),
+            r#"{"status":"Failure","message":"command terminated with non-zero exit code: exit status 42","#.to_owned()
+                + r#""reason":"NonZeroExitCode","details":{"causes":[{"reason":"ExitCode","message":"42"}]}}"#
+        );
+        assert_eq!(
+            json(CommandEnd::Failed("no such \"file\"".into())),
+            r#"{"status":"Failure","message":"Internal error occurred: no such \"file\"","#.to_owned()
+                + r#""reason":"InternalError","code":500}"#
+        );
+    }
+
+    #[test]
+    fn before_v4_a_text_says_what_failed() {
+        assert_eq!(CommandEnd::Success.encode(false), b"");
+        let text = CommandEnd::Exited(3).encode(false);
+        assert_eq!(text, b"command terminated with non-zero exit code: exit status 3");
+        let CommandEnd::Failed(told) = CommandEnd::decode(&text, false) else { panic!("a failure") };
+        assert_eq!(told.as_bytes(), text);
+        assert_eq!(CommandEnd::decode(b"", false), CommandEnd::Success);
+    }
+
+    #[test]
+    fn a_status_is_read_as_kubernetes_client_reads_it() {
+        let decode = |text: &str| CommandEnd::decode(text.as_bytes(), true);
+        assert_eq!(decode(""), CommandEnd::Success);
+        assert_eq!(decode(r#"{"metadata":{},"status":"Success","code":null}"#), CommandEnd::Success);
+        let exit = |cause: &str| {
+            decode(&format!(
+                r#"{{"metadata":{{}},"status":"Failure","message":"m","reason":"NonZeroExitCode","details":{cause}}}"#
+            ))
+        };
+        assert_eq!(
+            exit(r#"{"causes":[{"reason":"Other","message":"1"},{"reason":"ExitCode","message":"7"}]}"#),
+            CommandEnd::Exited(7)
+        );
+        assert_eq!(exit(r#"{"causes":[{"reason":"ExitCode","message":"0"}]}"#), CommandEnd::Success);
+        for odd in [
+            r#"{"causes":[{"reason":"ExitCode","message":"256"}]}"#,
+            r#"{"causes":[{"reason":"ExitCode","message":"-1"}]}"#,
+            r#"{"causes":[]}"#,
+            r#"{"causes":null}"#,
+            "null",
+        ] {
+            assert!(matches!(exit(odd), CommandEnd::Failed(_)), "{odd}");
+        }
+        assert_eq!(decode(r#"{"status":"Failure","message":"gone"}"#), CommandEnd::Failed("gone".into()));
+        for odd in ["{}", "[]", "true", "no JSON", r#"{"status":"success"}"#, "\u{feff}{}"] {
+            assert!(matches!(decode(odd), CommandEnd::Failed(text) if text.contains("in status")), "{odd}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_whatever_their_case_and_spacing() {
+        let read = |text: &str| SizeDecoder::new().feed(text.as_bytes());
+        assert_eq!(read(r#"{"Width":80,"Height":24}"#), Ok(size(80, 24)));
+        assert_eq!(read(" \n{\"height\" : 1,\n\"WIDTH\":65535, \"More\":[{}]}\n"), Ok(size(65535, 1)));
+        assert_eq!(read(r#"{"Width":1,"Height":1}{"Width":2,"Height":2}{"Wid"#), Ok(size(2, 2)));
+        for nothing in
+            ["", "  ", "{", "{}", r#"{"Width":0,"Height":5}"#, r#"{"Width":5}"#, r#"{"Width":5,"Height":null}"#]
+        {
+            assert_eq!(read(nothing), Ok(None), "{nothing}");
+        }
+        for bad in
+            ["1", "[]", "null", "}", r#"{"Width":65536}"#, r#"{"Width":-1}"#, r#"{"Width":1.5}"#, r#"{"Width":"1"}"#]
+        {
+            assert_eq!(read(bad), Err(NoSize), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_fault_comes_after_the_size_before_it_and_stays() {
+        let mut decoder = SizeDecoder::new();
+        assert_eq!(decoder.feed(br#"{"Width":1,"Height":2} x"#), Ok(size(1, 2)));
+        assert_eq!(decoder.feed(br#"{"Width":1,"Height":2}"#), Err(NoSize));
+        assert_eq!(decoder.feed(b""), Err(NoSize));
+    }
+
+    #[test]
+    fn an_object_has_a_limit_and_space_between_them_has_none() {
+        let object = |length: usize| {
+            let start = r#"{"Width":1,"Height":2"#;
+            format!("{start}{}}}", " ".repeat(length - start.len() - 1))
+        };
+        assert_eq!(SizeDecoder::new().feed(object(SIZE_BYTES_MAX).as_bytes()), Ok(size(1, 2)));
+        assert_eq!(SizeDecoder::new().feed(object(SIZE_BYTES_MAX + 1).as_bytes()), Err(NoSize));
+        let spaced = format!("{0}{1}{0}", " \n".repeat(SIZE_BYTES_MAX), object(SIZE_BYTES_MAX));
+        assert_eq!(SizeDecoder::new().feed(spaced.as_bytes()), Ok(size(1, 2)));
+    }
+
+    proptest! {
+        #[test]
+        fn sizes_come_back_however_they_are_cut(
+            sizes in vec((any::<u16>(), any::<u16>()), 0..20),
+            pieces in vec(1_usize..60, 1..20),
+        ) {
+            let sent: Vec<TerminalSize> =
+                sizes.iter().map(|&(columns, rows)| TerminalSize { columns, rows }).collect();
+            let bytes: Vec<u8> = sent.iter().flat_map(|size| size.encode()).collect();
+            let (mut decoder, mut rest, mut latest) = (SizeDecoder::new(), &bytes[..], None);
+            for piece in pieces.iter().cycle() {
+                let (piece, tail) = rest.split_at((*piece).min(rest.len()));
+                rest = tail;
+                latest = decoder.feed(piece).unwrap().or(latest);
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            let last = sent.iter().rfind(|size| size.columns > 0 && size.rows > 0).copied();
+            prop_assert_eq!(latest, last);
+        }
+
+        #[test]
+        fn an_end_comes_back(code: u8, text in ".{0,60}") {
+            for end in [CommandEnd::Success, CommandEnd::Exited(code.max(1))] {
+                prop_assert_eq!(CommandEnd::decode(&end.encode(true), true), end);
+            }
+            let told = CommandEnd::decode(&CommandEnd::Failed(text.clone()).encode(true), true);
+            prop_assert_eq!(told, CommandEnd::Failed(format!("Internal error occurred: {text}")));
+        }
+
+        #[test]
+        fn any_bytes_are_read_the_same_however_they_are_cut(
+            data in vec(any::<u8>(), 0..80),
+            json in r#"(\{("Width":[0-9]{0,6}|"height":1|"status":"(Success|Failure)"|,|[{}\[\]"]){0,6}\}?[ x]?){0,4}"#,
+        ) {
+            fuzz(&data);
+            fuzz(&[&data[..data.len().min(1)], json.as_bytes()].concat());
+        }
+    }
+}

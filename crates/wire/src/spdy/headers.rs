@@ -205,3 +205,123 @@ impl Storer {
         output.put_slice(&FLUSH);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use flate2::{Compress, Compression, FlushCompress};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A compressor as other implementations have it.
+    struct Deflater(Compress);
+
+    impl Deflater {
+        fn new(level: u32, dictionary: bool) -> Self {
+            let mut compress = Compress::new(Compression::new(level), true);
+            if dictionary {
+                compress.set_dictionary(DICTIONARY).unwrap();
+            }
+            Self(compress)
+        }
+
+        fn block(&mut self, plain: &[u8]) -> Vec<u8> {
+            let mut out = Vec::with_capacity(plain.len() + 1024);
+            self.0.compress_vec(plain, &mut out, FlushCompress::Sync).unwrap();
+            assert!(out.len() < out.capacity());
+            out
+        }
+    }
+
+    fn plain(headers: &[(&str, &str)]) -> Vec<u8> {
+        let mut block = (headers.len() as u32).to_be_bytes().to_vec();
+        for text in headers.iter().flat_map(|(name, value)| [name, value]) {
+            block.extend_from_slice(&(text.len() as u32).to_be_bytes());
+            block.extend_from_slice(text.as_bytes());
+        }
+        block
+    }
+
+    #[test]
+    fn a_bomb_is_stopped_at_the_limit() {
+        let mut deflater = Deflater::new(9, true);
+        let bomb = deflater.block(&vec![0; 10 << 20]);
+        assert!(bomb.len() < CONTROL_FRAME_BYTES_MAX);
+        let mut inflater = Inflater::default();
+        assert_eq!(inflater.block(&bomb), Err(Violation::HeaderBlockTooLong));
+        let made = inflater.inflate.unwrap().total_out() as usize;
+        assert!(made <= HEADER_BLOCK_BYTES_MAX + INFLATE_STEP_BYTES);
+    }
+
+    #[test]
+    fn a_block_of_exactly_the_limit_is_inflated() {
+        for extra in [0, 1] {
+            let block = Deflater::new(1, true).block(&vec![b'x'; HEADER_BLOCK_BYTES_MAX + extra]);
+            let inflated = Inflater::default().block(&block).map(|block| block.len());
+            assert_eq!(inflated.ok(), (extra == 0).then_some(HEADER_BLOCK_BYTES_MAX));
+        }
+    }
+
+    #[test]
+    fn counts_and_lengths_are_believed_only_within_limits() {
+        let count = |count: u32| Headers::parse(&count.to_be_bytes());
+        assert_eq!(count(u32::MAX), Err(Fault::Form(Violation::TooManyHeaders(u32::MAX))));
+        assert_eq!(count(1), Err(Fault::Form(Violation::HeaderBlockLength)));
+        assert_eq!(count(0), Ok(Headers::default()));
+        let name = |length: u32| Headers::parse(&[1_u32.to_be_bytes(), length.to_be_bytes()].concat());
+        assert_eq!(name(1 << 31), Err(Fault::Form(Violation::HeaderTooLong(1 << 31))));
+        assert_eq!(name(5), Err(Fault::Form(Violation::HeaderBlockLength)));
+        let mut block = plain(&[("a", "b")]);
+        block.push(0);
+        assert_eq!(Headers::parse(&block), Err(Fault::Form(Violation::HeaderBlockLength)));
+        assert_eq!(Headers::parse(&[]), Err(Fault::Form(Violation::HeaderBlockLength)));
+    }
+
+    #[test]
+    fn a_stream_that_ends_or_is_none_is_refused() {
+        let mut ended = Vec::with_capacity(100);
+        let mut compress = Compress::new(Compression::fast(), true);
+        compress.compress_vec(&plain(&[]), &mut ended, FlushCompress::Finish).unwrap();
+        // A dictionary that nobody knows, no zlib, and a window that is too large.
+        let foreign = [0x78, 0xf9, 1, 2, 3, 4, 0, 0, 0, 0xff, 0xff];
+        for bad in [&ended[..], &foreign, b"\x1f\x8b\x08\0\0", b"\x88\x1c\0\0\0"] {
+            assert_eq!(Inflater::default().block(bad), Err(Violation::Inflate), "{bad:?}");
+        }
+    }
+
+    fn header() -> impl Strategy<Value = (String, String)> {
+        ("[a-z0-9-]{1,20}", prop_oneof!["[ -~]{0,40}", ".{0,40}", "(stdin|stdout|application/json){1,50}"])
+    }
+
+    proptest! {
+        #[test]
+        fn blocks_come_back_over_one_context(
+            blocks in vec(vec(header(), 0..8), 1..6),
+            level in 0_u32..10,
+            dictionary: bool,
+        ) {
+            let mut deflater = Deflater::new(level, dictionary);
+            let mut storer = Storer::default();
+            let (mut inflater, mut of_stored) = (Inflater::default(), Inflater::default());
+            for block in &blocks {
+                let block: Vec<(&str, &str)> = block.iter().map(|(name, value)| (&**name, &**value)).collect();
+                let Some(headers) = Headers::new(&block) else { continue };
+                let deflated = deflater.block(&plain(&block));
+                prop_assert_eq!(&Headers::parse(&inflater.block(&deflated).unwrap()), &Ok(headers.clone()));
+
+                let mut stored = BytesMut::new();
+                let length = storer.bytes(&headers);
+                storer.put(&headers, &mut stored);
+                prop_assert_eq!(stored.len(), length);
+                prop_assert_eq!(&Headers::parse(&of_stored.block(&stored).unwrap()), &Ok(headers));
+            }
+        }
+
+        #[test]
+        fn any_inflated_block_is_read_without_panic(block in vec(any::<u8>(), 0..200), count in 0_u32..4) {
+            let _ = Headers::parse(&block);
+            let _ = Headers::parse(&[&count.to_be_bytes()[..], &block].concat());
+        }
+    }
+}

@@ -25,8 +25,12 @@
 
 mod dictionary;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod headers;
 mod session;
+#[cfg(test)]
+mod session_tests;
 
 use std::fmt;
 

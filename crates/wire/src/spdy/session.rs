@@ -38,13 +38,15 @@ pub enum Event {
     Data {
         /// Its number.
         stream: StreamId,
-        /// As they came; empty only with `fin`. They keep the whole buffer alive from which they were split.
+        /// As they came; empty only with `fin`. They keep the whole buffer alive from which they were split: who holds
+        /// many small pieces copies them.
         bytes: Bytes,
         /// These are the last: the peer's half has ended.
         fin: bool,
     },
-    /// A stream has ended in both directions before its time: the peer has reset it, or has used it in a way for which
-    /// the session has done so.
+    /// A stream has ended in both directions: the peer has reset it, or has used it in a way for which the session has
+    /// done so. Kubernetes' server ends every stream like this, with [`ResetStatus::Cancel`] and all of the data before
+    /// it: to its client that is an end like any other.
     Reset {
         /// Its number.
         stream: StreamId,
