@@ -186,6 +186,7 @@ fn date(days: i64) -> (i64, i64, i64) {
 }
 
 /// The fuzz target: `data` is what a container writes, cut where its own bytes say.
+#[cfg(any(test, feature = "fuzzing"))]
 pub fn fuzz(data: &[u8]) {
     let mut framer = Framer::new(Stream::Stdout);
     let mut out = Vec::new();

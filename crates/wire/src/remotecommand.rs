@@ -238,8 +238,14 @@ impl std::error::Error for NoSize {}
 /// Reads terminal sizes from the resize stream: JSON objects one after the other, cut anywhere.
 #[derive(Debug, Default)]
 pub struct SizeDecoder {
-    /// The begin of an object whose end has not come; less than [`SIZE_BYTES_MAX`].
+    /// The begin of an object whose end has not come; at most [`SIZE_BYTES_MAX`].
     held: Vec<u8>,
+    /// Objects and lists that are open at its end.
+    depth: usize,
+    /// Whether a string is open there.
+    in_string: bool,
+    /// Whether the next character of that string is taken as it is.
+    escaped: bool,
     failed: bool,
 }
 
@@ -256,39 +262,49 @@ impl SizeDecoder {
     /// The stream holds something else; whatever comes later on it is an error too. A size before that is still given,
     /// and the error with the next call.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<Option<TerminalSize>, NoSize> {
-        let (mut rest, mut latest) = (bytes, None);
-        while !self.failed && !rest.is_empty() {
-            let (piece, tail) = rest.split_at(rest.len().min(SIZE_BYTES_MAX - self.held.len()));
-            rest = tail;
-            self.held.extend_from_slice(piece);
-            latest = self.take_whole().or(latest);
+        let mut latest = None;
+        for &byte in bytes {
+            let between = self.held.is_empty();
+            if self.failed || between && matches!(byte, b' ' | b'\t' | b'\r' | b'\n') {
+                continue;
+            }
+            if between && byte != b'{' || self.held.len() == SIZE_BYTES_MAX {
+                self.failed = true;
+                continue;
+            }
+            self.held.push(byte);
+            if self.ends_with(byte) {
+                match serde_json::from_slice(&self.held) {
+                    Ok(Size { width: columns, height: rows }) if columns > 0 && rows > 0 => {
+                        latest = Some(TerminalSize { columns, rows });
+                    }
+                    Ok(_) => {}
+                    Err(_) => self.failed = true,
+                }
+                self.held.clear();
+            }
         }
         if self.failed && latest.is_none() { Err(NoSize) } else { Ok(latest) }
     }
 
-    /// Takes the objects that are whole out of what is held, and gives the last.
-    fn take_whole(&mut self) -> Option<TerminalSize> {
-        let mut values = serde_json::Deserializer::from_slice(&self.held).into_iter::<Size>();
-        let mut latest = None;
-        loop {
-            match values.next() {
-                Some(Ok(Size { width, height })) if width > 0 && height > 0 => {
-                    latest = Some(TerminalSize { columns: width, rows: height });
-                }
-                Some(Ok(_)) => {}
-                Some(Err(error)) if error.is_eof() => break,
-                Some(Err(_)) => {
-                    self.failed = true;
-                    break;
-                }
-                None => break,
-            }
+    /// Whether an object ends with this byte, so that it can be parsed. Parsing what may be a part would not do: whether
+    /// a number is one can depend on where it was cut.
+    fn ends_with(&mut self, byte: u8) -> bool {
+        if self.in_string {
+            self.in_string = byte != b'"' || self.escaped;
+            self.escaped = byte == b'\\' && !self.escaped;
+            return false;
         }
-        let used = values.byte_offset();
-        let blank = self.held[used..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
-        self.held.drain(..used + blank);
-        self.failed |= self.held.len() >= SIZE_BYTES_MAX;
-        latest
+        match byte {
+            b'"' => self.in_string = true,
+            b'{' | b'[' => self.depth += 1,
+            b'}' | b']' => {
+                self.depth = self.depth.saturating_sub(1);
+                return self.depth == 0;
+            }
+            _ => {}
+        }
+        false
     }
 }
 
@@ -341,7 +357,7 @@ pub fn fuzz(data: &[u8]) {
         let (mut decoder, mut latest) = (SizeDecoder::new(), None);
         for piece in data.chunks(piece) {
             latest = decoder.feed(piece).ok().flatten().or(latest);
-            assert!(decoder.held.len() < SIZE_BYTES_MAX || decoder.failed);
+            assert!(decoder.held.len() <= SIZE_BYTES_MAX);
         }
         (latest, decoder.feed(b"").is_err())
     };

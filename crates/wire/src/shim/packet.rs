@@ -11,9 +11,13 @@
 //! `total` is the length of the whole message, `fds` how many descriptors came with it (0 but in the first fragment).
 //! `flags` has bit 0 set in the last fragment; the other bits are ignored.
 
-use super::codec::{self, Malformed};
-use super::message::{Event, Reply, Request};
+use super::codec::Malformed;
 use super::{FDS_MAX, MESSAGE_BYTES_MAX, PACKET_BYTES_MAX};
+#[cfg(any(test, feature = "fuzzing"))]
+use super::{
+    codec,
+    message::{Event, Reply, Request},
+};
 
 /// Bytes of a packet's header.
 pub const HEADER_BYTES: usize = 24;
@@ -200,6 +204,7 @@ impl<F> Assembler<F> {
 }
 
 /// The fuzz target of this protocol: `data` as packets of a length byte pair and that many bytes, then decoded.
+#[cfg(any(test, feature = "fuzzing"))]
 pub fn fuzz(data: &[u8]) {
     let mut assembler = Assembler::<u8>::default();
     let mut rest = data;

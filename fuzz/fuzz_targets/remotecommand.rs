@@ -1,0 +1,4 @@
+//! Terminal sizes, and the status of a command. What is tried and what must hold is beside the code.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| knarr_wire::remotecommand::fuzz(data));
