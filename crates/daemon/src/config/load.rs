@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
 use super::section::{Entry, Section};
-use super::{CgroupDriver, Config, VERSION, suggest};
+use super::{CgroupDriver, Config, Streaming, VERSION, suggest};
 
 /// The file that is read when none is named and no root is given.
 pub const SYSTEM_FILE: &str = "/etc/knarr/config.toml";
@@ -24,6 +24,9 @@ const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 /// An interface name of Linux (IFNAMSIZ), less the final NUL.
 const MAX_INTERFACE_NAME_BYTES: usize = 15;
+
+/// Most sessions of the streaming server: each takes up to five descriptors, and a process has half a million at best.
+const MAX_SESSIONS: u32 = 65_536;
 
 /// Everything that is wrong with the configuration; never empty.
 #[derive(Debug)]
@@ -320,6 +323,7 @@ fn check(config: &Config) -> Vec<(&'static str, String)> {
     check_paths(config, &mut complaints);
     check_cgroup(config, &mut complaints);
     check_builtin_network(config, &mut complaints);
+    check_streaming(&config.streaming, &mut complaints);
     check_amounts(config, &mut complaints);
     for name in &config.security.default_capabilities {
         let shaped = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
@@ -339,6 +343,9 @@ fn check_paths(config: &Config, complaints: &mut Complaints) {
         ("shim.path", &config.shim.path),
         ("network.netns_dir", &config.network.netns_dir),
         ("security.seccomp_profile", &config.security.seccomp_profile),
+        ("streaming.tls_cert", &config.streaming.tls_cert),
+        ("streaming.tls_key", &config.streaming.tls_key),
+        ("streaming.tls_client_ca", &config.streaming.tls_client_ca),
     ];
     let bin_dirs = config.network.cni.bin_dirs.iter().map(|path| ("network.cni.bin_dirs", path));
     let registries = config.image.registry.config_path.iter().map(|path| ("image.registry.config_path", path));
@@ -391,10 +398,41 @@ fn check_builtin_network(config: &Config, complaints: &mut Complaints) {
     });
 }
 
+fn check_streaming(streaming: &Streaming, complaints: &mut Complaints) {
+    let address = &streaming.address;
+    complaints.refuse_if(address.parse::<IpAddr>().is_err(), "streaming.address", || {
+        format!("{address:?} is no IP address: write for example \"127.0.0.1\" or \"::1\"")
+    });
+    let url = &streaming.base_url;
+    let authority = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    let host = authority.and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    let printable = url.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#\"<>".contains(&byte));
+    let good = url.is_empty() || (!host.is_empty() && printable && !url.ends_with('/'));
+    complaints.refuse_if(!good, "streaming.base_url", || {
+        format!("{url:?} is no base URL: write for example \"https://node1:10010\", without a slash at its end")
+    });
+    complaints.refuse_if(streaming.max_sessions > MAX_SESSIONS, "streaming.max_sessions", || {
+        format!("must be at most {MAX_SESSIONS}")
+    });
+    let (cert, key) = (&streaming.tls_cert, &streaming.tls_key);
+    let (no_cert, no_key) = (cert.as_os_str().is_empty(), key.as_os_str().is_empty());
+    complaints.refuse_if(no_cert && !no_key, "streaming.tls_key", || {
+        "needs streaming.tls_cert, and that is empty".to_owned()
+    });
+    complaints.refuse_if(no_key && !no_cert, "streaming.tls_cert", || {
+        "needs streaming.tls_key, and that is empty".to_owned()
+    });
+    let asks_without_tls = no_cert && no_key && !streaming.tls_client_ca.as_os_str().is_empty();
+    complaints.refuse_if(asks_without_tls, "streaming.tls_client_ca", || {
+        "asks clients for certificates, for which the server needs tls_cert and tls_key".to_owned()
+    });
+}
+
 fn check_amounts(config: &Config, complaints: &mut Complaints) {
     for (key, count) in [
         ("network.cni.max_networks", config.network.cni.max_networks),
         ("image.max_concurrent_layers", config.image.max_concurrent_layers),
+        ("streaming.max_sessions", config.streaming.max_sessions),
     ] {
         complaints.refuse_if(count == 0, key, || "must be at least 1".to_owned());
     }
@@ -403,6 +441,8 @@ fn check_amounts(config: &Config, complaints: &mut Complaints) {
         ("image.pull_progress_timeout", config.image.pull_progress_timeout),
         ("limits.request_deadline", config.limits.request_deadline),
         ("limits.run_pod_deadline", config.limits.run_pod_deadline),
+        ("streaming.idle_timeout", config.streaming.idle_timeout),
+        ("streaming.creation_timeout", config.streaming.creation_timeout),
     ] {
         complaints.refuse_if(span.is_zero(), key, || "must be longer than 0".to_owned());
     }

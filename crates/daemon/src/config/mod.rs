@@ -44,6 +44,7 @@ section! {
         cgroup: Cgroup,
         network: Network,
         image: Image,
+        streaming: Streaming,
         security: Security,
         limits: Limits,
         stats: Stats,
@@ -167,6 +168,33 @@ section! {
         /// containerd's format; the first directory that knows a registry counts.
         config_path: Vec<PathBuf> =
             vec!["/etc/knarr/certs.d".into(), "/etc/containerd/certs.d".into(), "/etc/docker/certs.d".into()],
+    }
+}
+
+section! {
+    /// The HTTP server that carries the streams of exec, attach and port-forward. A client gets a URL with a secret over
+    /// the gRPC socket; kubelet connects to it on this machine for its own clients.
+    pub struct Streaming {
+        /// The address that it listens on. On another than a loopback address, set `tls_cert`, `tls_key` and
+        /// `tls_client_ca`: the secret in the URL is all that keeps others out, and without TLS it is readable.
+        address: String = "127.0.0.1".to_owned(),
+        /// The port; 0: a free one, another after each start of the daemon.
+        port: u16 = 0,
+        /// What clients are told to connect to, as `"https://node1:10010"`, where that is not the address itself. Empty:
+        /// the address and the port.
+        base_url: String = String::new(),
+        /// The server's certificate and those that signed it (PEM). Set, the server speaks TLS; it goes with `tls_key`.
+        tls_cert: PathBuf = PathBuf::new(),
+        /// The certificate's private key (PEM).
+        tls_key: PathBuf = PathBuf::new(),
+        /// Authorities (PEM), one of which must have signed a client's certificate. Empty: clients need none.
+        tls_client_ca: PathBuf = PathBuf::new(),
+        /// A session without a byte in either direction for this long is ended.
+        idle_timeout: Span = Span::seconds(4 * 60 * 60),
+        /// How long a client may take for its HTTP request and to make its streams.
+        creation_timeout: Span = Span::seconds(30),
+        /// How many clients may be connected at the same time.
+        max_sessions: u32 = 1024,
     }
 }
 

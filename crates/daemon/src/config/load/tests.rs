@@ -175,3 +175,21 @@ fn the_root_of_the_command_line_wins_and_brings_its_own_file() {
     assert_eq!(config.root, dir.path());
     assert_eq!(config.limits.exec_drain, Span::seconds(1));
 }
+
+#[test]
+fn the_streaming_server_is_refused_what_it_cannot_be() {
+    assert!(refusal("[streaming]\naddress = \"localhost\"\n").starts_with("config.toml:2: streaming.address: "));
+    for url in ["node1:10010", "https://", "https:///x", "https://node1/", "http://a b", "http://a?x"] {
+        let message = refusal(&format!("[streaming]\nbase_url = \"{url}\"\n"));
+        assert!(message.starts_with("config.toml:2: streaming.base_url: "), "{url}: {message}");
+    }
+    let message = refusal("[streaming]\ntls_cert = \"/cert.pem\"\n");
+    assert_eq!(message, "config.toml:2: streaming.tls_cert: needs streaming.tls_key, and that is empty");
+    assert!(refusal("[streaming]\ntls_key = \"/key.pem\"\n").contains("streaming.tls_key: needs streaming.tls_cert"));
+    assert!(refusal("[streaming]\ntls_client_ca = \"/ca.pem\"\n").contains("tls_client_ca: asks clients"));
+    assert!(refusal("[streaming]\ntls_cert = \"cert.pem\"\ntls_key = \"/k\"\n").contains("is not an absolute path"));
+    assert!(refusal("[streaming]\nidle_timeout = \"0s\"\n").contains("must be longer than 0"));
+    assert!(refusal("[streaming]\nmax_sessions = 70000\n").contains("must be at most 65536"));
+    let config = load("[streaming]\nbase_url = \"https://[::1]:7/below\"\ntls_cert = \"/c\"\ntls_key = \"/k\"\n");
+    assert_eq!(config.streaming.base_url, "https://[::1]:7/below");
+}
