@@ -1,13 +1,17 @@
 //! Effects: what the pods' machines ask for, carried out. Each runs as a task of its own, under a deadline where
 //! something outside is waited for, and reports how it ended as the pod's next input. Nothing here decides.
 
+mod attach;
 mod container;
+mod exec;
 mod info;
 mod pod;
 mod spec;
 mod steps;
 mod world;
 
+pub(crate) use attach::{Attachment, Ended};
+pub(crate) use exec::{ExecStdio, RunningExec};
 pub(crate) use pod::end_shim;
 pub use world::World;
 
@@ -20,8 +24,8 @@ use knarr_model::plan::Exit;
 use knarr_model::pod::Pod;
 use knarr_model::spec::PodSpec;
 use knarr_model::{ContainerId, Error, ErrorKind, ExecId, PodId};
-use knarr_wire::shim::Event;
 use knarr_wire::shim::exit_record::{self, ExitRecord};
+use knarr_wire::shim::{AttachId, Event};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,6 +50,7 @@ struct Live {
     shim: Option<ShimClient>,
     containers: HashMap<ContainerId, LiveContainer>,
     execs: HashMap<ExecId, oneshot::Sender<Exit>>,
+    attaches: HashMap<AttachId, oneshot::Sender<Ended>>,
     /// The shim is being moved to its cgroup.
     placing: Option<tokio::task::JoinHandle<()>>,
 }
@@ -191,7 +196,14 @@ impl PodEffects {
                             "the init of the pod's PID namespace is gone"
                         );
                     }
-                    Event::AttachEnded { .. } => {}
+                    Event::AttachEnded { attach, fell_behind } => {
+                        let waiting = this.live().attaches.remove(&attach);
+                        if let Some(waiting) = waiting {
+                            let ended = if fell_behind { Ended::FellBehind } else { Ended::WithContainer };
+                            // Its client may have gone away in the same moment.
+                            let _ = waiting.send(ended);
+                        }
+                    }
                     Event::ExecExited { exec, exit } => {
                         let waiting = this.live().execs.remove(&exec);
                         if let Some(waiting) = waiting {
@@ -205,6 +217,7 @@ impl PodEffects {
                 tracing::error!(pod = this.id.as_str(), "the shim is gone");
                 this.live().shim = None;
                 this.live().execs.clear();
+                this.live().attaches.clear();
                 for exited in this.recorded_exits().await {
                     this.send(exited).await;
                 }

@@ -1,7 +1,7 @@
 //! ExecSync: one more process in a container, its output gathered, everything bounded: bytes, time, and what it
 //! leaves behind.
 
-use crate::effects::PodEffects;
+use crate::effects::{ExecStdio, PodEffects};
 use knarr_model::view::ContainerView;
 use knarr_model::{Error, ErrorKind};
 use std::os::fd::OwnedFd;
@@ -17,9 +17,6 @@ const READ_BYTES: usize = 16 << 10;
 /// Both streams together, in bytes: the answer must fit into the 16 MiB message that kubelet's client takes, with its
 /// framing and exit code. Else the caller would get an error in place of a cut output.
 const ANSWER_BYTES_MAX: usize = (16 << 20) - 1024;
-
-/// After the kill at the timeout, how long the end may take to be seen.
-const KILL_WAIT: Duration = Duration::from_secs(5);
 
 /// What an exec gave.
 #[derive(Debug)]
@@ -45,16 +42,16 @@ pub async fn run_sync(
     let (bytes_max, drain) = (limits.exec_output_bytes.0 as usize, limits.exec_drain.0);
     let (stdout_end, stdout) = Gathering::start(bytes_max)?;
     let (stderr_end, stderr) = Gathering::start(bytes_max)?;
-    let mut exec = pod.exec(container, cmd, stdout_end, stderr_end).await?;
+    let stdio = ExecStdio::Pipes { stdin: None, stdout: Some(stdout_end), stderr: Some(stderr_end) };
+    let mut exec = pod.exec(container, cmd, stdio).await?;
     let ended = match timeout {
         Some(limit) => tokio::time::timeout(limit, exec.wait()).await.ok(),
         None => Some(exec.wait().await),
     };
     let Some(ended) = ended else {
-        exec.kill().await;
-        // The tree is dead or dying; its end is waited for so that the client finds nothing of it.
-        let _ = tokio::time::timeout(KILL_WAIT, exec.wait()).await;
-        exec.clean_up().await;
+        // Its end is waited for so that the client finds nothing of it.
+        let _ = exec.kill().await;
+        exec.end().await;
         let seconds = timeout.unwrap_or_default().as_secs();
         let message = format!("exec in container {}: command timed out after {seconds} s", container.id.short());
         return Err(Error::new(ErrorKind::DeadlineExceeded, message));

@@ -9,9 +9,13 @@ use knarr_model::{Error, ExecId};
 use knarr_sys::cgroup as sys;
 use knarr_sys::device_filter::{self, Rule};
 use rustix::io::Errno;
+use std::time::Duration;
 
 /// How many names are tried for an exec's leaf when an earlier daemon's exec of that number still has processes.
 const EXEC_LEAF_NAMES: u32 = 64;
+
+/// How long what an exec leaves behind may take to die once it is killed: milliseconds, unless a disk holds it.
+const EXEC_DEATH_LIMIT: Duration = Duration::from_secs(2);
 
 /// Which devices a container may open and make.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -226,7 +230,14 @@ impl ExecLeaf {
 
     /// Whether a process of the exec is left.
     pub fn is_populated(&self) -> bool {
-        !sys::wait_until_empty(self.leaf.shared.tree(), &self.leaf.path, std::time::Duration::ZERO).unwrap_or(false)
+        !sys::wait_until_empty(self.leaf.shared.tree(), &self.leaf.path, Duration::ZERO).unwrap_or(false)
+    }
+
+    /// Kills everything in the leaf, waits a moment until it is dead, and removes the leaf.
+    pub fn end(&self) {
+        let _ = self.leaf.kill();
+        let _ = sys::wait_until_empty(self.leaf.shared.tree(), &self.leaf.path, EXEC_DEATH_LIMIT);
+        self.remove();
     }
 
     /// Removes the leaf if nothing lives in it. What a background process still uses goes with the container.

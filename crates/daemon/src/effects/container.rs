@@ -1,28 +1,24 @@
-//! Effects on one container: create, start, signal, kill, delete, update, reopen, exec.
+//! Effects on one container: create, start, signal, kill, delete, update, reopen.
 
 use super::spec::Built;
 use super::steps::Steps;
 use super::{LiveContainer, PodEffects, blocking, failed, not_started};
-use crate::cgroup::{CgroupFds, ContainerCgroup, ExecLeaf, Sample};
+use crate::cgroup::{CgroupFds, ContainerCgroup, Sample};
 use crate::oci;
 use knarr_model::input::{Resolved, StartError, Started};
-use knarr_model::plan::{CgroupPlan, ContainerPlan, ExecPlan, Exit, FdIndex};
+use knarr_model::plan::{CgroupPlan, ContainerPlan, FdIndex};
 use knarr_model::pod::Container;
 use knarr_model::resources::Resources;
 use knarr_model::spec::{ContainerSpec, MountSource, PodSpec};
 use knarr_model::view::ContainerView;
-use knarr_model::{ContainerId, Error, ErrorKind, ExecId};
+use knarr_model::{ContainerId, Error, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::sync::oneshot;
 
 /// SIGKILL
 const KILL: i32 = 9;
-
-static EXECS: AtomicU64 = AtomicU64::new(1);
 
 /// What starting a container needs of its machine.
 #[derive(Debug, Clone)]
@@ -43,7 +39,7 @@ impl Parts {
         }
     }
 
-    fn of_view(view: &ContainerView) -> Self {
+    pub(super) fn of_view(view: &ContainerView) -> Self {
         Self {
             id: view.id.clone(),
             spec: view.spec.clone(),
@@ -189,100 +185,6 @@ impl PodEffects {
     pub(super) async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
         self.shim()?.reopen_log(id.clone()).await
     }
-
-    /// Starts one more process in a container; what it writes goes to the given pipe ends.
-    pub async fn exec(
-        self: &Arc<Self>,
-        container: &ContainerView,
-        cmd: &[String],
-        stdout: OwnedFd,
-        stderr: OwnedFd,
-    ) -> Result<RunningExec, Error> {
-        let doing = || format!("exec in container {} ({})", container.id.short(), container.spec.name);
-        let built = self.built(&Parts::of_view(container)).await?;
-        let request = oci::ExecRequest { args: cmd.to_vec(), tty: false, console_size: (0, 0) };
-        let process = oci::exec_plan(&built.spec, &request, &built.seccomp)?;
-        let id = ExecId(EXECS.fetch_add(1, Ordering::Relaxed));
-        let cgroup = self.container_cgroup(&container.id)?;
-        let leaf = Arc::new(blocking(move || cgroup.exec_leaf(id)).await??);
-        let mut fds = Vec::new();
-        let cgroup = push_cgroup(&mut fds, leaf.plan_fds()?);
-        let stdout = push(&mut fds, stdout);
-        let stderr = push(&mut fds, stderr);
-        let plan = ExecPlan {
-            id,
-            container: container.id.clone(),
-            cgroup,
-            process,
-            stdin: None,
-            stdout: Some(stdout),
-            stderr: Some(stderr),
-        };
-        let (sender, ended) = oneshot::channel();
-        self.live().execs.insert(id, sender);
-        let mut running = RunningExec { pod: self.clone(), id, leaf: Some(leaf), ended: Some(ended), exit: None };
-        match self.shim()?.exec(plan, fds).await {
-            Ok(_) => Ok(running),
-            Err(error) => {
-                running.clean_up().await;
-                let error = match not_started(error) {
-                    StartError::Failed(failure) => Error::internal(failure.to_string()),
-                    StartError::Other(error) => error,
-                };
-                Err(error.context(doing()))
-            }
-        }
-    }
-}
-
-/// A process that [`PodEffects::exec`] started. Dropped before its end, it is killed with all that it started.
-#[derive(Debug)]
-pub struct RunningExec {
-    pod: Arc<PodEffects>,
-    id: ExecId,
-    leaf: Option<Arc<ExecLeaf>>,
-    ended: Option<oneshot::Receiver<Exit>>,
-    exit: Option<Exit>,
-}
-
-impl RunningExec {
-    /// Waits for its end. May be called again after having been cancelled.
-    pub async fn wait(&mut self) -> Result<Exit, Error> {
-        if let Some(ended) = &mut self.ended {
-            let lost = |_| Error::new(ErrorKind::Unavailable, "the pod's shim is gone while a command ran");
-            self.exit = Some(ended.await.map_err(lost)?);
-            self.ended = None;
-        }
-        self.exit.ok_or_else(|| Error::internal("the end of a command was not seen"))
-    }
-
-    /// Kills it and everything it started.
-    pub async fn kill(&self) {
-        if let Some(leaf) = self.leaf.clone() {
-            let _ = blocking(move || leaf.kill()).await;
-        }
-    }
-
-    /// Removes its cgroup, unless something that it left behind lives there: that goes with the container.
-    pub async fn clean_up(&mut self) {
-        self.pod.live().execs.remove(&self.id);
-        if let Some(leaf) = self.leaf.take() {
-            let _ = blocking(move || leaf.remove()).await;
-        }
-    }
-}
-
-impl Drop for RunningExec {
-    fn drop(&mut self) {
-        self.pod.live().execs.remove(&self.id);
-        if let Some(leaf) = self.leaf.take() {
-            // Its client went away in the middle: nobody is left to want it.
-            tokio::task::spawn_blocking(move || {
-                let _ = leaf.kill();
-                leaf.remove();
-            });
-        }
-    }
 }
 
 struct Prepared {
@@ -291,12 +193,12 @@ struct Prepared {
     cgroup: Arc<ContainerCgroup>,
 }
 
-fn push(fds: &mut Vec<OwnedFd>, fd: OwnedFd) -> FdIndex {
+pub(super) fn push(fds: &mut Vec<OwnedFd>, fd: OwnedFd) -> FdIndex {
     fds.push(fd);
     FdIndex(fds.len() as u32 - 1)
 }
 
-fn push_cgroup(fds: &mut Vec<OwnedFd>, CgroupFds { into, v1_tasks }: CgroupFds) -> CgroupPlan {
+pub(super) fn push_cgroup(fds: &mut Vec<OwnedFd>, CgroupFds { into, v1_tasks }: CgroupFds) -> CgroupPlan {
     let into = push(fds, into);
     let v1_tasks = v1_tasks.into_iter().map(|fd| push(fds, fd)).collect();
     CgroupPlan { into, v1_tasks }

@@ -426,7 +426,7 @@ fn connect(run_dir: &Path) -> io::Result<OwnedFd> {
     deprecated,
     reason = "its successor is an unsafe fn only because a type could change its descriptor; an OwnedFd cannot"
 )]
-fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::new(fd)
 }
 
