@@ -16,4 +16,5 @@ pub mod rpc;
 pub mod serve;
 pub mod shim_client;
 pub mod stats;
+pub mod streaming;
 mod usage;

@@ -58,6 +58,11 @@ impl PodHandle {
         self.view.borrow().clone()
     }
 
+    /// Resolves once `is` holds of what List and Status may see, or the pod is over.
+    pub async fn view_is(&self, is: impl Fn(&PodView) -> bool) {
+        let _ = self.view.clone().wait_for(|view| is(view)).await;
+    }
+
     /// The pod's living parts, for what does not change its state: exec, stats.
     pub fn effects(&self) -> &Arc<PodEffects> {
         &self.effects

@@ -16,6 +16,7 @@ use crate::recovery;
 use crate::rpc::deadline::DeadlineLayer;
 use crate::rpc::image::ImageServer;
 use crate::rpc::runtime::Runtime;
+use crate::streaming::Streams;
 use knarr_cri_api::knarr::images_server::ImagesServer;
 use knarr_cri_api::v1::image_service_server::ImageServiceServer;
 use knarr_cri_api::v1::runtime_service_server::RuntimeServiceServer;
@@ -71,10 +72,17 @@ async fn serve(config: Config) -> Result<(), String> {
     // Two daemons on one state would each undo what the other does.
     let _lock = socket::lock(&paths.run_dir)?;
     let deadline = config.limits.shutdown_deadline.0;
+    // Before the node is touched: a port that is taken or a certificate that is none is a mistake in the configuration.
+    let streams = Streams::bind(&config).await?;
     let (node, listener) = start_node(config).await?;
-    tracing::info!(socket = %paths.socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+    tracing::info!(
+        socket = %paths.socket.display(),
+        streaming = %streams.address(),
+        version = env!("CARGO_PKG_VERSION"),
+        "serving"
+    );
     notify::ready();
-    let served = serve_until_told(node.clone(), listener, deadline).await;
+    let served = serve_until_told(node.clone(), streams, listener, deadline).await;
     notify::stopping();
     if let Err(error) = node.world().network.close().await {
         tracing::warn!(%error, "cannot take the empty bridge away");
@@ -122,10 +130,11 @@ async fn start_node(config: Config) -> Result<(Arc<Node>, tokio::net::UnixListen
 
 async fn serve_until_told(
     node: Arc<Node>,
+    streams: Arc<Streams>,
     listener: tokio::net::UnixListener,
     deadline: Duration,
 ) -> Result<(), String> {
-    let runtime = RuntimeServiceServer::new(Runtime::new(node.clone()))
+    let runtime = RuntimeServiceServer::new(Runtime::new(node.clone(), streams.clone()))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let images = ImageServer::new(&node);
@@ -145,13 +154,20 @@ async fn serve_until_told(
         .add_service(image_service)
         .add_service(own)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), told);
+    let mut draining = stopped.clone();
+    let streaming = async move {
+        let told = async {
+            let _ = draining.wait_for(|stopped| *stopped).await;
+        };
+        streams.serve(told).await;
+    };
     let mut overdue = stopped;
     let too_late = async move {
         let _ = overdue.wait_for(|stopped| *stopped).await;
         tokio::time::sleep(deadline).await;
     };
     tokio::select! {
-        result = server => result.map_err(|e| format!("serve: {e}")),
+        (result, ()) = async { tokio::join!(server, streaming) } => result.map_err(|e| format!("serve: {e}")),
         () = too_late => {
             tracing::warn!(seconds = deadline.as_secs(), "requests still under way at the deadline are given up");
             Ok(())

@@ -19,7 +19,7 @@ const EDGES: [(&str, &[&str]); 13] = [
     ("knarr-cli", &["knarr-cri-api", "knarr-daemon", "knarr-streaming"]),
     ("knarr-testkit", &["knarr-model", "knarr-cri-api"]),
     ("xtask", &[]),
-    ("knarr-node-tests", &["knarr-cri-api", "knarr-testkit"]),
+    ("knarr-node-tests", &["knarr-cri-api", "knarr-streaming", "knarr-testkit"]),
 ];
 
 /// Development only; may be a dev-dependency of everybody and a dependency of nobody else.

@@ -16,7 +16,7 @@ mod builtin;
 mod cni;
 pub mod config;
 mod netlink;
-mod netns;
+pub(crate) mod netns;
 mod record;
 
 pub use self::config::{BuiltinConfig, CniConfig, NetworkConfig};

@@ -34,6 +34,16 @@ pub(super) async fn on_own_thread<T: Send + 'static>(work: impl FnOnce() -> T + 
     receiver.await.map_err(|_| Error::internal("a thread of the network ended without a result"))
 }
 
+/// Runs `work` in a network namespace, on a thread of its own that ends afterwards. Sockets that it opens stay in that
+/// namespace, whoever uses them.
+pub(crate) async fn inside<T: Send + 'static>(
+    netns: OwnedFd,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    let entered = move || enter(netns.as_fd()).map(|()| work());
+    on_own_thread(entered).await?.map_err(|e| Error::internal(format!("entering the network namespace: {e}")))
+}
+
 /// Moves the calling thread into a network namespace, for good.
 pub(super) fn enter(netns: BorrowedFd<'_>) -> io::Result<()> {
     let kind = rustix::thread::LinkNameSpaceType::Network;

@@ -7,11 +7,13 @@ use crate::config::Limits;
 use crate::exec;
 use crate::node::Node;
 use crate::records::PodConfig;
+use crate::streaming::{Streams, must_run};
 use crate::usage;
 use knarr_cri_api::v1::{self, runtime_service_server::RuntimeService};
 use knarr_model::input::Request as Ask;
-use knarr_model::view::{ContainerState, ContainerView, PodView};
+use knarr_model::view::{ContainerView, PodView};
 use knarr_model::{Error, ErrorKind};
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,13 +29,14 @@ const KUBELET_API_VERSION: &str = "0.1.0";
 /// The CRI side of a node.
 #[derive(Debug, Clone)]
 pub struct Runtime {
-    node: Arc<Node>,
+    pub(super) node: Arc<Node>,
+    pub(super) streams: Arc<Streams>,
 }
 
 impl Runtime {
-    /// Serves `node`.
-    pub fn new(node: Arc<Node>) -> Self {
-        Self { node }
+    /// Serves `node`, with `streams` for what gRPC does not carry.
+    pub fn new(node: Arc<Node>, streams: Arc<Streams>) -> Self {
+        Self { node, streams }
     }
 }
 
@@ -68,7 +71,7 @@ fn required<T>(field: &'static str, value: Option<T>) -> Result<T, Error> {
     value.ok_or_else(|| Error::invalid(field, "is missing"))
 }
 
-fn not_empty(field: &'static str, id: &str) -> Result<(), Error> {
+pub(super) fn not_empty(field: &'static str, id: &str) -> Result<(), Error> {
     if id.is_empty() { Err(Error::invalid(field, "is empty")) } else { Ok(()) }
 }
 
@@ -191,10 +194,7 @@ impl Runtime {
             return Err(Error::invalid("timeout", format!("{} is negative", request.timeout)));
         }
         let (pod, container) = self.node.container(&request.container_id)?;
-        let ContainerState::Running { .. } = container.state else {
-            let message = format!("container {} ({}) is not running", container.id.short(), container.spec.name);
-            return Err(Error::new(ErrorKind::FailedPrecondition, message));
-        };
+        must_run(&container)?;
         let timeout = (request.timeout > 0).then(|| Duration::from_secs(request.timeout as u64));
         let output = exec::run_sync(pod.effects(), &container, &request.cmd, timeout).await?;
         Ok(v1::ExecSyncResponse { stdout: output.stdout, stderr: output.stderr, exit_code: output.exit_code })
@@ -216,6 +216,12 @@ impl Runtime {
         Ok(v1::ContainerStatusResponse { status: Some(status), info })
     }
 
+    fn info(&self) -> HashMap<String, String> {
+        let mut info = self.node.world().info();
+        info.insert("streaming".to_owned(), self.streams.info());
+        info
+    }
+
     fn runtime_status(&self, verbose: bool) -> v1::StatusResponse {
         let network = self.node.world().network.status();
         let conditions = vec![
@@ -232,7 +238,7 @@ impl Runtime {
         let handler = |name: &str| v1::RuntimeHandler { name: name.into(), features: Some(features) };
         v1::StatusResponse {
             status: Some(v1::RuntimeStatus { conditions }),
-            info: if verbose { self.node.world().info() } else { Default::default() },
+            info: if verbose { self.info() } else { Default::default() },
             // Kubelet looks a pod without RuntimeClass up by the empty name.
             runtime_handlers: vec![handler(""), handler(DEFAULT_HANDLER)],
             features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
@@ -380,6 +386,23 @@ impl RuntimeService for Runtime {
         answer("ExecSync", &id, self.exec(request).await)
     }
 
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
+        let request = request.into_inner();
+        let id = request.container_id.clone();
+        answer("Exec", &id, self.offer_exec(request).map(|url| v1::ExecResponse { url }))
+    }
+
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
+        let request = request.into_inner();
+        answer("Attach", &request.container_id, self.offer_attach(&request).map(|url| v1::AttachResponse { url }))
+    }
+
+    async fn port_forward(&self, request: Request<v1::PortForwardRequest>) -> Answer<v1::PortForwardResponse> {
+        let request = request.into_inner();
+        let offered = self.offer_port_forward(&request).map(|url| v1::PortForwardResponse { url });
+        answer("PortForward", &request.pod_sandbox_id, offered)
+    }
+
     async fn container_stats(&self, request: Request<v1::ContainerStatsRequest>) -> Answer<v1::ContainerStatsResponse> {
         let id = request.into_inner().container_id;
         let found = not_empty("container_id", &id).and_then(|()| self.node.container(&id));
@@ -475,18 +498,6 @@ impl RuntimeService for Runtime {
 
     async fn get_container_events(&self, _: Request<v1::GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
         later("GetContainerEvents")
-    }
-
-    async fn exec(&self, _: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
-        later("Exec")
-    }
-
-    async fn attach(&self, _: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
-        later("Attach")
-    }
-
-    async fn port_forward(&self, _: Request<v1::PortForwardRequest>) -> Answer<v1::PortForwardResponse> {
-        later("PortForward")
     }
 
     async fn pod_sandbox_stats(&self, _: Request<v1::PodSandboxStatsRequest>) -> Answer<v1::PodSandboxStatsResponse> {

@@ -60,7 +60,8 @@ fn image_name(field: &str, name: &str) -> Result<(), Error> {
     one_line(field, name)
 }
 
-fn check_arguments(field: &str, arguments: &[String]) -> Result<(), Error> {
+/// The words of a command.
+pub fn check_arguments(field: &str, arguments: &[String]) -> Result<(), Error> {
     at_most(field, arguments.len(), ARGS_MAX, "arguments")?;
     at_most(field, arguments.iter().map(|argument| argument.len() + 1).sum(), ARGS_BYTES_MAX, "bytes")?;
     for (at, argument) in arguments.iter().enumerate() {

@@ -19,7 +19,7 @@ mod view;
 #[cfg(test)]
 mod tests;
 
-pub use container::container_spec;
+pub use container::{check_arguments, container_spec};
 pub use filter::{ContainerFilter, PodFilter};
 pub use image::{ImageFacts, image, uid_or_username};
 pub use pod::pod_spec;

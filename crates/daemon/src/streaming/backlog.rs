@@ -1,0 +1,188 @@
+//! What an attached client has not taken yet: read from its pipe at once, so that the pipe is full only when the client
+//! is as far behind as it may be.
+
+use super::descriptor::{Descriptor, scratch};
+use super::pump::Sink;
+use bytes::{Bytes, BytesMut};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+
+/// Bytes that are kept of one stream of one client beside what its pipe holds. A terminal's screen has some KiB; this is
+/// a burst of a build's output, and twice it is what one client may cost.
+pub(super) const BACKLOG_BYTES_MAX: usize = 2 << 20;
+
+/// Bytes that go to the client at once: what fits into one frame of either transport.
+const SEND_BYTES: usize = 32 << 10;
+
+/// How the carrying of a stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Carried {
+    /// The client has everything.
+    All,
+    /// The client has closed its stream.
+    Unwanted,
+}
+
+/// Carries output to a client, reading ahead of it.
+pub(super) async fn carry_ahead<S: Sink>(from: Descriptor, to: S) -> Carried {
+    let backlog = Backlog::default();
+    let deliver = async {
+        let mut to = to;
+        while let Some(bytes) = backlog.take().await {
+            if !to.send(bytes).await {
+                return Carried::Unwanted;
+            }
+        }
+        Carried::All
+    };
+    let gather = async {
+        let mut buffer = scratch();
+        loop {
+            let room = backlog.room().await.min(buffer.len());
+            match from.read(&mut buffer[..room]).await {
+                0 => break,
+                count => backlog.add(&buffer[..count]),
+            }
+        }
+        backlog.finish();
+        // What is left is delivered.
+        std::future::pending().await
+    };
+    tokio::select! {
+        carried = deliver => carried,
+        carried = gather => carried,
+    }
+}
+
+/// Bytes between one reader and one sender.
+#[derive(Debug, Default)]
+struct Backlog {
+    held: Mutex<Held>,
+    added: Notify,
+    taken: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    bytes: BytesMut,
+    over: bool,
+}
+
+impl Backlog {
+    /// Held for a moment, never across a wait.
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until something fits; gives how much.
+    async fn room(&self) -> usize {
+        loop {
+            let room = BACKLOG_BYTES_MAX.saturating_sub(self.held().bytes.len());
+            if room > 0 {
+                return room;
+            }
+            self.taken.notified().await;
+        }
+    }
+
+    fn add(&self, bytes: &[u8]) {
+        self.held().bytes.extend_from_slice(bytes);
+        self.added.notify_one();
+    }
+
+    fn finish(&self) {
+        self.held().over = true;
+        self.added.notify_one();
+    }
+
+    /// The next bytes, `None` after the last.
+    async fn take(&self) -> Option<Bytes> {
+        loop {
+            {
+                let mut held = self.held();
+                if !held.bytes.is_empty() {
+                    let length = held.bytes.len().min(SEND_BYTES);
+                    // Copied, so that what is sent does not keep the whole backlog's memory.
+                    let bytes = Bytes::copy_from_slice(&held.bytes[..length]);
+                    bytes::Buf::advance(&mut held.bytes, length);
+                    if held.bytes.is_empty() {
+                        held.bytes = BytesMut::new();
+                    }
+                    self.taken.notify_one();
+                    return Some(bytes);
+                }
+                if held.over {
+                    return None;
+                }
+            }
+            self.added.notified().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::streaming::descriptor::pipe;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    /// A client that takes nothing until it is let.
+    struct Slow {
+        let_go: Arc<Notify>,
+        got: Arc<Mutex<Vec<u8>>>,
+        waits: bool,
+    }
+
+    impl Sink for Slow {
+        async fn send(&mut self, bytes: Bytes) -> bool {
+            if self.waits {
+                self.let_go.notified().await;
+                self.waits = false;
+            }
+            self.got.lock().unwrap().extend_from_slice(&bytes);
+            true
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_sleeps_holds_nobody_up_until_it_is_far_behind_and_loses_nothing() {
+        let (read, write) = pipe().unwrap();
+        let (read, write) = (Descriptor::new(read).unwrap(), Descriptor::new(write).unwrap());
+        let pipe_bytes = read.capacity();
+        let (let_go, got) = (Arc::new(Notify::new()), Arc::default());
+        let client = Slow { let_go: let_go.clone(), got: Arc::clone(&got), waits: true };
+        let carrying = tokio::spawn(carry_ahead(read, client));
+        let mut written: Vec<u8> = Vec::new();
+        let chunk: Vec<u8> = (0..4096).map(|n| (n % 251) as u8).collect();
+        while tokio::time::timeout(Duration::from_millis(200), write.write_all(&chunk)).await.is_ok() {
+            written.extend_from_slice(&chunk);
+        }
+        // The chunk that waited went in as far as there was room, which is all or nothing: pipes take pages.
+        assert!(written.len() >= BACKLOG_BYTES_MAX + pipe_bytes / 2, "{}", written.len());
+        assert!(written.len() <= BACKLOG_BYTES_MAX + pipe_bytes + SEND_BYTES, "{}", written.len());
+        let_go.notify_one();
+        drop(write);
+        let carried = tokio::time::timeout(Duration::from_secs(20), carrying).await.unwrap().unwrap();
+        assert_eq!(carried, Carried::All);
+        assert!(*got.lock().unwrap() == written);
+    }
+
+    struct Leaving;
+
+    impl Sink for Leaving {
+        async fn send(&mut self, _: Bytes) -> bool {
+            false
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_closes_its_stream_ends_the_carrying() {
+        let (read, write) = pipe().unwrap();
+        rustix::io::write(&write, b"x").unwrap();
+        let carrying = carry_ahead(Descriptor::new(read).unwrap(), Leaving);
+        let carried = tokio::time::timeout(Duration::from_secs(20), carrying).await.unwrap();
+        assert_eq!(carried, Carried::Unwanted);
+        assert_eq!(rustix::io::write(&write, b"x").unwrap_err(), rustix::io::Errno::PIPE);
+    }
+}
