@@ -224,6 +224,51 @@ static void terminal(void) {
     puts("");
 }
 
+/* Waits until the terminal has this size. */
+static void await_size(int columns, int rows) {
+    struct winsize size = {0};
+    while (ioctl(0, TIOCGWINSZ, &size) || size.ws_col != columns || size.ws_row != rows) nap(0.005);
+}
+
+/* Reads stdin to its end and says how many bytes there were. */
+static void count(void) {
+    static char buffer[65536];
+    long long all = 0;
+    ssize_t n;
+    while ((n = read(0, buffer, sizeof buffer)) > 0) all += n;
+    if (n < 0) fail("count");
+    printf("%lld bytes\n", all);
+}
+
+/* Gives every connection to `port` of the loopback back what it sends, until it sends no more. */
+static void reflect(int family, int port) {
+    struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_port = htons(port), .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+    static char buffer[65536];
+    int on = 1, is_v4 = family == AF_INET, door = socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (door < 0) fail("socket");
+    setsockopt(door, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (bind(door, is_v4 ? (void *)&v4 : (void *)&v6, is_v4 ? sizeof v4 : sizeof v6) || listen(door, 64)) fail("listen");
+    signal(SIGCHLD, SIG_IGN);
+    printf("reflecting\n");
+    fflush(stdout);
+    for (;;) {
+        int guest = accept4(door, NULL, NULL, SOCK_CLOEXEC);
+        if (guest < 0) continue;
+        if (!fork()) {
+            ssize_t n;
+            while ((n = read(guest, buffer, sizeof buffer)) > 0)
+                for (ssize_t sent = 0; sent < n;) {
+                    ssize_t more = write(guest, buffer + sent, n - sent);
+                    if (more < 0) _exit(1);
+                    sent += more;
+                }
+            _exit(0);
+        }
+        close(guest);
+    }
+}
+
 /* Tries something and says "ok" or the error's name; never fails. */
 static void attempt(const char *what, char **a, int n) {
     int outcome = -1;
@@ -316,6 +361,12 @@ static void run(char *c, char **a, int n) {
     else if (IS("procs", 0)) processes();
     else if (IS("tty", 0)) terminal();
     else if (IS("echo", 0)) { char line[4096]; while (fgets(line, sizeof line, stdin)) { fputs(line, stdout); fflush(stdout); } }
+    else if (IS("count", 0)) count();
+    else if (IS("await-size", 2)) await_size(atoi(a[0]), atoi(a[1]));
+    else if (IS("ignore-hup", 0)) signal(SIGHUP, SIG_IGN);
+    else if (IS("close", 1)) close(atoi(a[0]));
+    else if (IS("reflect", 1)) reflect(AF_INET, atoi(a[0]));
+    else if (IS("reflect6", 1)) reflect(AF_INET6, atoi(a[0]));
     else if (IS("listen", 1)) serve(atoi(a[0]));
     else if (IS("connect", 2)) call(a[0], atoi(a[1]));
     else if (IS("try", 1)) attempt(a[0], a + 1, n - 1);

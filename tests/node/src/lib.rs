@@ -2,7 +2,8 @@
 //!
 //! A test is a process of its own in network, mount, PID, IPC and UTS namespaces of its own ([`runner`]). In there a
 //! [`node::Node`] is a daemon with its clients; [`leaks`] looks, before and after, at everything that a pod may leave
-//! behind. [`requests`] builds what kubelet would send, [`images`] what it would pull.
+//! behind. [`requests`] builds what kubelet would send, [`images`] what it would pull; [`streams`] is a client of
+//! exec, attach and port-forward.
 #![allow(clippy::print_stdout)]
 
 pub mod images;
@@ -10,6 +11,7 @@ pub mod leaks;
 pub mod node;
 pub mod requests;
 pub mod runner;
+pub mod streams;
 
 use std::time::{Duration, Instant};
 

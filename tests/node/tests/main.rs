@@ -2,6 +2,7 @@
 //!
 //! `cargo xtask test node [part of a name]…` runs them.
 
+mod attach;
 mod cli;
 mod execs;
 mod failures;
@@ -10,14 +11,17 @@ mod logs;
 mod namespaces;
 mod network;
 mod pods;
+mod port_forward;
 mod refusals;
 mod resources;
 mod restart;
 mod security;
+mod streaming;
 mod volumes;
 
 fn main() -> std::process::ExitCode {
     knarr_node_tests::runner::main(&[
+        ("attach", attach::TESTS),
         ("cli", cli::TESTS),
         ("execs", execs::TESTS),
         ("failures", failures::TESTS),
@@ -26,10 +30,12 @@ fn main() -> std::process::ExitCode {
         ("namespaces", namespaces::TESTS),
         ("network", network::TESTS),
         ("pods", pods::TESTS),
+        ("port_forward", port_forward::TESTS),
         ("refusals", refusals::TESTS),
         ("resources", resources::TESTS),
         ("restart", restart::TESTS),
         ("security", security::TESTS),
+        ("streaming", streaming::TESTS),
         ("volumes", volumes::TESTS),
     ])
 }
