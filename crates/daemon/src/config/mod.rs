@@ -193,7 +193,8 @@ section! {
         idle_timeout: Span = Span::seconds(4 * 60 * 60),
         /// How long a client may take for its HTTP request and to make its streams.
         creation_timeout: Span = Span::seconds(30),
-        /// How many clients may be connected at the same time.
+        /// How many clients may be connected at the same time. Fewer where the daemon may not have ten times as many files
+        /// open (systemd: LimitNOFILE).
         max_sessions: u32 = 1024,
     }
 }

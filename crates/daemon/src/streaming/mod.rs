@@ -30,6 +30,10 @@ const TOKEN_LIFETIME: Duration = Duration::from_secs(60);
 /// URLs that wait for their clients; as many as containerd's and CRI-O's servers keep.
 const TOKENS_MAX: usize = 1000;
 
+/// One session for so many files that the daemon may have open: a session takes at most five, and no more than half of
+/// them may go to sessions, else somebody who opens many would keep pods from starting.
+const OPEN_FILES_PER_SESSION: u64 = 10;
+
 /// Sessions that go on behind a connection, for each connection that there may be: one beside its client's, one that a
 /// client has left and whose process is being ended.
 const SESSIONS_PER_CONNECTION: usize = 2;
@@ -51,7 +55,13 @@ impl Streams {
     pub async fn bind(config: &Config) -> Result<Arc<Self>, String> {
         let streaming = config.streaming.clone();
         let settings = tokio::task::spawn_blocking(move || settings(&streaming));
-        let settings = settings.await.map_err(|e| format!("streaming: {e}"))??;
+        let mut settings = settings.await.map_err(|e| format!("streaming: {e}"))??;
+        let sessions_max = affordable(settings.sessions_max, open_files());
+        if sessions_max < settings.sessions_max {
+            let asked = settings.sessions_max;
+            tracing::info!(asked, sessions_max, "the limit of open files allows fewer streaming sessions");
+            settings.sessions_max = sessions_max;
+        }
         let (address, tls) = (settings.address, settings.tls.is_some());
         let sessions = settings.sessions_max * SESSIONS_PER_CONNECTION;
         let server = Server::bind(settings).await;
@@ -146,6 +156,16 @@ impl Streams {
     }
 }
 
+/// How many files the daemon may have open; `None` is any number.
+fn open_files() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+}
+
+fn affordable(sessions: usize, open_files: Option<u64>) -> usize {
+    let affordable = open_files.map_or(u64::MAX, |files| (files / OPEN_FILES_PER_SESSION).max(1));
+    sessions.min(usize::try_from(affordable).unwrap_or(usize::MAX))
+}
+
 fn settings(streaming: &Streaming) -> Result<Settings, String> {
     let ip: IpAddr = streaming.address.parse().map_err(|e| format!("streaming.address: {e}"))?;
     Ok(Settings {
@@ -163,6 +183,14 @@ fn settings(streaming: &Streaming) -> Result<Settings, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sessions_leave_half_of_the_open_files_to_the_rest() {
+        assert_eq!(affordable(1024, Some(1024)), 102);
+        assert_eq!(affordable(1024, Some(1 << 20)), 1024);
+        assert_eq!(affordable(1024, None), 1024);
+        assert_eq!(affordable(7, Some(3)), 1);
+    }
 
     #[test]
     fn the_configuration_becomes_settings() {
