@@ -215,7 +215,8 @@ section! {
     pub struct Limits {
         /// What an ExecSync keeps of each of its two streams; the rest is read and dropped.
         exec_output_bytes: ByteSize = ByteSize(16 << 20),
-        /// How long ExecSync waits for the end of its streams once its process has ended.
+        /// How long the end of an exec's streams is waited for once its process has ended: a child that it left behind may
+        /// hold them open for ever.
         exec_drain: Span = Span::milliseconds(100),
         /// After this long a request fails with DEADLINE_EXCEEDED unless its client set a shorter deadline. Pulls, and calls
         /// that carry their own timeout, are not counted.
