@@ -22,8 +22,8 @@ use crate::session::Session;
                   beginning of an id.
 
 Exit codes: 0 done; 1 failed; 2 the command line or a file given on it is wrong, and nothing was done; 3 something that was \
-                  named does not exist. `exec` and `run` exit with the code of what they ran, and with 125 where they could \
-                  not run it."
+                  named does not exist. `exec`, `attach` and `run` exit with the code of what they ran, and with 125 where they \
+                  could not run it."
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -73,6 +73,8 @@ pub enum Command {
     Logs(commands::logs::LogsArgs),
     /// Runs a command in a container
     Exec(commands::exec::ExecArgs),
+    /// Joins the terminal to a running container's own input and output
+    Attach(commands::attach::AttachArgs),
     /// Shows all that is known of a pod, a container or an image
     Inspect(commands::inspect::InspectArgs),
     /// Lists images

@@ -139,6 +139,10 @@ calls! {
     list_containers(ListContainersRequest) -> ListContainersResponse within CALL_DEADLINE;
     /// All of one container.
     container_status(ContainerStatusRequest) -> ContainerStatusResponse within CALL_DEADLINE;
+    /// Where to connect to for a command in a container; it runs once somebody does.
+    exec(ExecRequest) -> ExecResponse within CALL_DEADLINE;
+    /// Where to connect to for a container's own input and output.
+    attach(AttachRequest) -> AttachResponse within CALL_DEADLINE;
     /// The runtime's own state.
     status(StatusRequest) -> StatusResponse within CALL_DEADLINE;
     /// What kubelet must agree on with the runtime.

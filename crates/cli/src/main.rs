@@ -19,9 +19,11 @@ mod output;
 mod pod_files;
 mod pod_manifest;
 mod pod_run;
+mod remote;
 mod session;
 mod signals;
 mod teardown;
+mod terminal;
 
 #[cfg(test)]
 mod manual;
@@ -56,6 +58,7 @@ fn run(command: Command, session: &Session) -> Result<u8, Failure> {
         Command::Completion(args) => commands::completion::run(&args).map(done),
         Command::Run(args) => wait(commands::run::run(args, session)),
         Command::Exec(args) => wait(commands::exec::run(args, session)),
+        Command::Attach(args) => wait(commands::attach::run(args, session)),
         Command::Create(args) => wait(commands::create::run(args, session)).map(done),
         Command::Start(args) => wait(commands::start::run(args, session)).map(done),
         Command::Stop(args) => wait(commands::stop::run(args, session)).map(done),

@@ -1,5 +1,6 @@
 //! One file for each command: its options, its examples and what it does.
 
+pub mod attach;
 pub mod completion;
 pub mod config;
 pub mod create;
