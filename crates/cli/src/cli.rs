@@ -75,6 +75,8 @@ pub enum Command {
     Exec(commands::exec::ExecArgs),
     /// Joins the terminal to a running container's own input and output
     Attach(commands::attach::AttachArgs),
+    /// Forwards local ports to a pod
+    PortForward(commands::port_forward::PortForwardArgs),
     /// Shows all that is known of a pod, a container or an image
     Inspect(commands::inspect::InspectArgs),
     /// Lists images

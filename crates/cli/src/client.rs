@@ -143,6 +143,8 @@ calls! {
     exec(ExecRequest) -> ExecResponse within CALL_DEADLINE;
     /// Where to connect to for a container's own input and output.
     attach(AttachRequest) -> AttachResponse within CALL_DEADLINE;
+    /// Where to connect to for the ports of a pod.
+    port_forward(PortForwardRequest) -> PortForwardResponse within CALL_DEADLINE;
     /// The runtime's own state.
     status(StatusRequest) -> StatusResponse within CALL_DEADLINE;
     /// What kubelet must agree on with the runtime.

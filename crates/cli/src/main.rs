@@ -59,6 +59,7 @@ fn run(command: Command, session: &Session) -> Result<u8, Failure> {
         Command::Run(args) => wait(commands::run::run(args, session)),
         Command::Exec(args) => wait(commands::exec::run(args, session)),
         Command::Attach(args) => wait(commands::attach::run(args, session)),
+        Command::PortForward(args) => wait(commands::port_forward::run(args, session)),
         Command::Create(args) => wait(commands::create::run(args, session)).map(done),
         Command::Start(args) => wait(commands::start::run(args, session)).map(done),
         Command::Stop(args) => wait(commands::stop::run(args, session)).map(done),

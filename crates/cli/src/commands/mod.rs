@@ -12,6 +12,7 @@ pub mod info;
 pub mod inspect;
 pub mod logs;
 pub mod pods;
+pub mod port_forward;
 pub mod ps;
 pub mod pull;
 pub mod rm;

@@ -3,5 +3,7 @@
 
 pub mod command;
 pub mod detach;
+pub mod forward;
+pub mod listen;
 mod stdio;
 pub mod target;
