@@ -4,11 +4,13 @@
 //! `stay` runs until it is stopped, `break` cannot be started.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
+use crate::streams_fake::{self as streams, attach, exec, port_forward};
 use knarr_cri_api::knarr::images_server::{Images, ImagesServer};
 use knarr_cri_api::knarr::{BlobProgress, ExportChunk, ExportRequest, ImportChunk, Progress, PullRequest};
 use knarr_cri_api::v1::image_service_server::{ImageService, ImageServiceServer};
@@ -36,6 +38,12 @@ pub struct Tables {
     pub failing: HashMap<&'static str, Status>,
     /// What was imported.
     pub imported: Vec<u8>,
+    /// Serves streams, once the runtime is up.
+    pub streaming: Option<Arc<knarr_streaming::server::Server>>,
+    /// These tables, for programs that outlive the call.
+    pub shared: Option<Arc<Mutex<Tables>>>,
+    /// What listens on the ports of every pod.
+    pub pod_ports: HashMap<u16, SocketAddr>,
     clock: i64,
 }
 
@@ -53,21 +61,25 @@ impl Tables {
         1_700_000_000_000_000_000 + self.clock
     }
 
-    fn called(&mut self, call: &'static str, on: &str) -> Result<(), Status> {
+    /// Notes a call, and fails it if it is to fail.
+    pub fn called(&mut self, call: &'static str, on: &str) -> Result<(), Status> {
         self.calls.push(format!("{call} {on}"));
         self.failing.get(call).map_or(Ok(()), |status| Err(status.clone()))
     }
 
-    fn pod(&self, id: &str) -> Result<PodSandboxStatus, Status> {
+    /// The pod of an id.
+    pub fn pod(&self, id: &str) -> Result<PodSandboxStatus, Status> {
         self.pods.get(id).cloned().ok_or_else(|| Status::not_found(format!("pod {id} not found")))
     }
 
-    fn container(&mut self, id: &str) -> Result<&mut ContainerStatus, Status> {
+    /// The container of an id.
+    pub fn container(&mut self, id: &str) -> Result<&mut ContainerStatus, Status> {
         let found = self.containers.get_mut(id);
         found.map(|(_, status)| status).ok_or_else(|| Status::not_found(format!("container {id} not found")))
     }
 
-    fn end(&mut self, id: &str, code: i32) {
+    /// Ends a container.
+    pub fn end(&mut self, id: &str, code: i32) {
         let now = self.tick();
         if let Some((_, status)) = self.containers.get_mut(id)
             && status.state != ContainerState::ContainerExited as i32
@@ -145,15 +157,15 @@ runtime_service! {
         list_containers(ListContainersRequest) -> ListContainersResponse => list_containers;
         container_status(ContainerStatusRequest) -> ContainerStatusResponse => container_status;
         exec_sync(ExecSyncRequest) -> ExecSyncResponse => exec_sync;
+        exec(ExecRequest) -> ExecResponse => exec;
+        attach(AttachRequest) -> AttachResponse => attach;
+        port_forward(PortForwardRequest) -> PortForwardResponse => port_forward;
         status(StatusRequest) -> StatusResponse => status;
         runtime_config(RuntimeConfigRequest) -> RuntimeConfigResponse => runtime_config;
     }
     leaves {
         update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
         reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse;
-        exec(ExecRequest) -> ExecResponse;
-        attach(AttachRequest) -> AttachResponse;
-        port_forward(PortForwardRequest) -> PortForwardResponse;
         container_stats(ContainerStatsRequest) -> ContainerStatsResponse;
         list_container_stats(ListContainerStatsRequest) -> ListContainerStatsResponse;
         pod_sandbox_stats(PodSandboxStatsRequest) -> PodSandboxStatsResponse;
@@ -343,8 +355,14 @@ fn list_containers(tables: &mut Tables, request: ListContainersRequest) -> Resul
 
 fn container_status(tables: &mut Tables, request: ContainerStatusRequest) -> Result<ContainerStatusResponse, Status> {
     let status = tables.container(&request.container_id)?.clone();
-    let info = if request.verbose { "{\"pid\":4711}" } else { "{}" };
-    Ok(ContainerStatusResponse { status: Some(status), info: HashMap::from([("info".into(), info.into())]) })
+    let info = match tables.container_configs.get(&request.container_id) {
+        Some(config) if request.verbose => {
+            format!(r#"{{"pid":4711,"config":{{"tty":{},"stdin":{}}}}}"#, config.tty, config.stdin)
+        }
+        None if request.verbose => r#"{"pid":4711}"#.into(),
+        _ => "{}".into(),
+    };
+    Ok(ContainerStatusResponse { status: Some(status), info: HashMap::from([("info".into(), info)]) })
 }
 
 /// Says what it was asked to run, and ends with the code that stands last in the command.
@@ -541,6 +559,7 @@ pub fn serve(fake: Fake, socket: &Path) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
             let listener = tokio::net::UnixListener::bind(socket).unwrap();
+            streams::serve(&fake).await;
             ready.send(()).unwrap();
             let dispatch = Dispatch {
                 runtime: RuntimeServiceServer::new(fake.clone()),

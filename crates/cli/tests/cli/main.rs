@@ -7,7 +7,11 @@ mod fake;
 mod images;
 mod lists;
 mod pods;
+mod port_forward;
 mod run;
+mod streams;
+mod streams_fake;
+mod terminals;
 
 use std::io::Write;
 use std::path::PathBuf;

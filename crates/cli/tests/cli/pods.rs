@@ -71,12 +71,13 @@ fn removing_all_leaves_what_runs() {
 }
 
 #[test]
-fn exec_passes_on_output_and_code() {
+fn a_synchronous_exec_passes_on_output_and_code() {
     let node = node();
     let outcome = node.knarr(&["exec", "--timeout", "9", "log", "--", "ls", "-l", "42"]);
     assert_eq!((outcome.stdout.as_str(), outcome.stderr.as_str(), outcome.code), ("out ls -l 42\n", "err\n", 42));
     assert_eq!(node.calls(), ["exec_sync log 9"]);
-    assert_eq!(node.knarr(&["exec", "log", "true"]).code, 0);
+    assert_eq!(node.knarr(&["exec", "--sync", "log", "true"]).code, 0);
+    assert_eq!(node.calls()[1], "exec_sync log 0");
 }
 
 #[test]
@@ -86,9 +87,9 @@ fn execs_own_failures_are_told_from_those_of_the_command() {
     let outcome = node.knarr(&["exec", "default/web", "true"]);
     assert_eq!(outcome.code, 2);
     assert!(outcome.stderr.contains("several containers: web/"), "{outcome:?}");
-    let outcome = node.knarr(&["exec", "-it", "log", "sh"]);
+    let outcome = node.knarr(&["exec", "-i", "--sync", "log", "sh"]);
     assert_eq!(outcome.code, 2);
-    assert!(outcome.stderr.contains("come with streaming"), "{outcome:?}");
+    assert!(outcome.stderr.contains("cannot be used with"), "{outcome:?}");
 }
 
 #[test]
