@@ -240,6 +240,48 @@ static void count(void) {
     printf("%lld bytes\n", all);
 }
 
+/* Bytes by which a test knows what is missing, doubled or moved: a block whose length is a prime, again and again. */
+#define PATTERN_BLOCK 1000003
+static unsigned char pattern_block[PATTERN_BLOCK];
+
+static void make_pattern(void) {
+    for (unsigned i = 0; i < PATTERN_BLOCK; i++) pattern_block[i] = (i * 2654435761u) >> 24;
+}
+
+/* Writes so much of the pattern. */
+static void pattern(long long bytes) {
+    make_pattern();
+    fflush(stdout);
+    for (long long at = 0; at < bytes;) {
+        size_t from = at % PATTERN_BLOCK, most = PATTERN_BLOCK - from;
+        if ((long long)most > bytes - at) most = bytes - at;
+        ssize_t n = write(1, pattern_block + from, most);
+        if (n < 0) fail("pattern");
+        at += n;
+    }
+}
+
+/* Reads stdin to its end and says how much of the pattern it was. */
+static void verify(void) {
+    static unsigned char buffer[262144];
+    long long at = 0;
+    ssize_t n;
+    make_pattern();
+    while ((n = read(0, buffer, sizeof buffer)) > 0)
+        for (ssize_t seen = 0; seen < n;) {
+            size_t from = at % PATTERN_BLOCK, most = PATTERN_BLOCK - from;
+            if (most > (size_t)(n - seen)) most = n - seen;
+            if (memcmp(buffer + seen, pattern_block + from, most)) {
+                printf("wrong after %lld\n", at);
+                return;
+            }
+            at += most;
+            seen += most;
+        }
+    if (n < 0) fail("verify");
+    printf("%lld bytes of the pattern\n", at);
+}
+
 /* Gives every connection to `port` of the loopback back what it sends, until it sends no more. */
 static void reflect(int family, int port) {
     struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr = {htonl(INADDR_LOOPBACK)}};
@@ -362,6 +404,8 @@ static void run(char *c, char **a, int n) {
     else if (IS("tty", 0)) terminal();
     else if (IS("echo", 0)) { char line[4096]; while (fgets(line, sizeof line, stdin)) { fputs(line, stdout); fflush(stdout); } }
     else if (IS("count", 0)) count();
+    else if (IS("pattern", 1)) pattern(atoll(a[0]));
+    else if (IS("verify", 0)) verify();
     else if (IS("await-size", 2)) await_size(atoi(a[0]), atoi(a[1]));
     else if (IS("ignore-hup", 0)) signal(SIGHUP, SIG_IGN);
     else if (IS("close", 1)) close(atoi(a[0]));

@@ -9,6 +9,7 @@
 pub mod images;
 pub mod leaks;
 pub mod node;
+pub mod pattern;
 pub mod requests;
 pub mod runner;
 pub mod streams;

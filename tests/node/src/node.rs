@@ -35,7 +35,8 @@ pub struct Config {
     pub cni: Vec<(&'static str, String)>,
 }
 
-/// One node.
+/// One node. Clones are clients of the same daemon.
+#[derive(Clone)]
 pub struct Node {
     /// The test's scratch directory.
     pub directory: PathBuf,

@@ -17,6 +17,7 @@ mod resources;
 mod restart;
 mod security;
 mod streaming;
+mod streaming_load;
 mod volumes;
 
 fn main() -> std::process::ExitCode {
@@ -36,6 +37,7 @@ fn main() -> std::process::ExitCode {
         ("restart", restart::TESTS),
         ("security", security::TESTS),
         ("streaming", streaming::TESTS),
+        ("streaming_load", streaming_load::TESTS),
         ("volumes", volumes::TESTS),
     ])
 }
