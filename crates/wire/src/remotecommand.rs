@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 /// a page.
 pub const STATUS_BYTES_MAX: usize = 64 << 10;
 
-/// Bytes of one terminal size with what surrounds it: a real one has at most 30.
+/// Bytes of one terminal size: a real one has at most 30.
 pub const SIZE_BYTES_MAX: usize = 1 << 10;
 
 /// The header of SYN_STREAM that says what the stream is for; in the case in which Go's clients send it.
