@@ -1,7 +1,7 @@
 //! Header blocks: headers to bytes and back, through zlib. What the headers mean is the business of who asks for them.
 //!
 //! What comes in is inflated step by step into a bounded buffer. What goes out is a zlib stream of stored blocks: its
-//! sender has no state but whether it has begun, where a compressor holds 270 KiB for each session; the two or three
+//! sender has no state but whether it has begun, where a compressor holds 300 KiB for each session; the two or three
 //! headers of a stream are hardly longer for it; and a secret among them cannot be guessed from their length. A
 //! receiver's inflate takes it like any other, and needs no dictionary for it.
 
