@@ -481,6 +481,7 @@ mod tests {
         assert_eq!(read(r#"{"Width":80,"Height":24}"#), Ok(size(80, 24)));
         assert_eq!(read(" \n{\"height\" : 1,\n\"WIDTH\":65535, \"More\":[{}]}\n"), Ok(size(65535, 1)));
         assert_eq!(read(r#"{"Width":1,"Height":1}{"Width":2,"Height":2}{"Wid"#), Ok(size(2, 2)));
+        assert_eq!(read(r#"{"}\"}\\":"\\","Width":1,"Height":3}"#), Ok(size(1, 3)));
         for nothing in
             ["", "  ", "{", "{}", r#"{"Width":0,"Height":5}"#, r#"{"Width":5}"#, r#"{"Width":5,"Height":null}"#]
         {
