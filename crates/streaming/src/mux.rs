@@ -393,7 +393,7 @@ impl Mux {
     /// move: all streams are over, and what the peer still sends is dropped.
     pub(crate) async fn close(mut self) {
         for stream in self.streams.values() {
-            stream.drop_incoming();
+            stream.stop_receiving();
         }
         if self.until(|mux| !mux.shared.has_ready()).await.is_err() {
             return;

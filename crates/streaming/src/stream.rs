@@ -363,6 +363,19 @@ impl Stream {
         }
     }
 
+    /// As [`Stream::drop_incoming`], for a receiver that is still there: it is told that nothing more comes.
+    pub(crate) fn stop_receiving(&self) {
+        let receiver = {
+            let mut state = self.state();
+            state.ended.get_or_insert(Ended::Gone);
+            state.receiver.take()
+        };
+        self.drop_incoming();
+        if let Some(receiver) = receiver {
+            receiver.wake();
+        }
+    }
+
     // ---- the sender's side
 
     /// Whether there is room for more; the error is that nobody is there any more.

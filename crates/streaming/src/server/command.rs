@@ -75,7 +75,9 @@ pub(super) async fn serve_spdy(
     match gathered {
         Ok(Ok(())) => {
             if version == Version::V1 {
-                // Its clients wait for it: in v1 nobody can tell that stdin has ended.
+                // As Kubernetes' servers do: a v1 client leaves with the first word on the error stream, whatever
+                // output it has not read, and does not need the stream's end.
+                streams.error.take().iter().for_each(Stream::reset);
                 streams.stdin.iter().for_each(Stream::finish);
             }
             serve(mux, streams, command, version.has_status(), stop).await;
