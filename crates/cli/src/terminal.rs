@@ -10,6 +10,7 @@ use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use knarr_streaming::TerminalSize;
 use rustix::io::Errno;
@@ -58,12 +59,14 @@ impl RawTerminal {
         self.modes.restore();
     }
 
-    /// Raw again, if the terminal is ours again.
-    fn resume(&self) {
-        if self.modes.are_ours_to_set() {
+    /// Raw again, if the terminal is ours again. Returns whether it is.
+    fn resume(&self) -> bool {
+        let ours = is_in_front(&self.modes.terminal);
+        if ours {
             // Where this fails the terminal has gone, which reading from it will tell.
             let _ = self.modes.set(&self.modes.raw);
         }
+        ours
     }
 }
 
@@ -86,17 +89,18 @@ impl Modes {
         }
     }
 
+    /// In the background the modes are those of whoever is in front, and setting them would stop this process for good.
     fn restore(&self) {
-        if self.are_ours_to_set() {
+        if is_in_front(&self.terminal) {
             let _ = self.set(&self.before);
         }
     }
+}
 
-    /// In the background the modes are those of whoever is in front, and setting them would stop this process for good.
-    fn are_ours_to_set(&self) -> bool {
-        // A terminal that does not control this process has no foreground for it.
-        tcgetpgrp(&self.terminal).map_or(true, |in_front| in_front == getpgrp())
-    }
+/// Whether this process may read from the terminal and set its modes. One that does not control it has no foreground
+/// for it.
+pub fn is_in_front(terminal: impl AsFd) -> bool {
+    tcgetpgrp(terminal).map_or(true, |in_front| in_front == getpgrp())
 }
 
 /// A release build aborts on a panic, and no guard is dropped. The hook runs before its message is printed, so that the
@@ -127,6 +131,8 @@ pub struct SessionTerminal {
 }
 
 struct RawSignals {
+    /// The process goes on in the background, of whose end no signal tells.
+    in_background: bool,
     ending: Signals,
     quit: Signal,
     stop: Signal,
@@ -146,6 +152,7 @@ impl SessionTerminal {
         }
         // Before the terminal is raw, so that no signal finds it raw and unguarded.
         let signals = RawSignals {
+            in_background: false,
             ending: Signals::take_over()?,
             quit: take(SignalKind::quit())?,
             stop: take(SignalKind::from_raw(Number::TSTP.as_raw()))?,
@@ -183,17 +190,22 @@ impl SessionTerminal {
                     // thing that happens is SIGCONT.
                     let _ = kill_process(getpid(), Number::STOP);
                 }
-                () = receive(Some(&mut signals.go_on)) => {
-                    raw.resume();
-                    // The window may have changed meanwhile, of which a stopped process is told only now or not at all.
-                    return Event::Resized;
-                }
+                () = receive(Some(&mut signals.go_on)) => signals.in_background = true,
+                () = tokio::time::sleep(BACKGROUND_POLL), if signals.in_background => {}
+            }
+            if signals.in_background && raw.resume() {
+                signals.in_background = false;
+                // The window may have changed meanwhile, of which a stopped process is told only now or not at all.
+                return Event::Resized;
             }
         }
     }
 }
 
 const SIGQUIT: u8 = 3;
+
+/// How often a process in the background looks whether it is in front again: at once to the eye.
+pub const BACKGROUND_POLL: Duration = Duration::from_millis(200);
 
 fn take(kind: SignalKind) -> Result<Signal, Failure> {
     signal(kind).map_err(|error| Failure::io("handle signals", &error))
@@ -252,7 +264,7 @@ mod tests {
         assert!(is_raw(&slave));
         guard.suspend();
         assert!(!is_raw(&slave));
-        guard.resume();
+        assert!(guard.resume());
         assert!(is_raw(&slave));
         drop(guard);
         assert!(!is_raw(&slave));

@@ -5,7 +5,7 @@
 //! and it would stay set if this process were killed. And why not tokio's own: its blocking threads are waited for.
 //! These are abandoned when the process ends, wherever they are blocked.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 
@@ -13,6 +13,8 @@ use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use tokio::sync::{mpsc, oneshot};
+
+use crate::terminal::{BACKGROUND_POLL, is_in_front};
 
 /// One read: what a pipe holds.
 const READ_BYTES: usize = 64 << 10;
@@ -49,14 +51,12 @@ impl Input {
 fn read_all(from: &OwnedFd, pieces: &mpsc::Sender<io::Result<Bytes>>) {
     let mut buffer = vec![0; READ_BYTES];
     loop {
-        let piece = match rustix::io::read(from, &mut buffer) {
+        let piece = match read(from, &mut buffer) {
             Ok(0) => return,
             Ok(length) => Ok(Bytes::copy_from_slice(&buffer[..length])),
-            Err(Errno::INTR) => continue,
-            Err(Errno::AGAIN) => match wait_for(from, PollFlags::IN) {
-                Ok(()) => continue,
-                Err(error) => Err(error),
-            },
+            Err(Errno::INTR | Errno::AGAIN) => continue,
+            // Its other side has gone; SIGHUP says so to those whose terminal it was.
+            Err(Errno::IO) if from.is_terminal() => return,
             Err(error) => Err(error.into()),
         };
         let failed = piece.is_err();
@@ -64,6 +64,19 @@ fn read_all(from: &OwnedFd, pieces: &mpsc::Sender<io::Result<Bytes>>) {
             return;
         }
     }
+}
+
+/// Reads what is there once something is. A read that has begun, or that is begun in the background, would stop the whole
+/// process (SIGTTIN) each time that it is continued, before it can do anything else, such as end by a signal. Waiting
+/// does not; it also helps where somebody else has left O_NONBLOCK set on the open file.
+fn read(from: &OwnedFd, buffer: &mut [u8]) -> rustix::io::Result<usize> {
+    wait_for(from, PollFlags::IN)?;
+    if from.is_terminal() && !is_in_front(from) {
+        // What is typed now is somebody else's.
+        thread::sleep(BACKGROUND_POLL);
+        return Err(Errno::AGAIN);
+    }
+    rustix::io::read(from, buffer)
 }
 
 /// Bytes that go to somebody who reads from this process.
@@ -135,19 +148,20 @@ fn write_all(to: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(length) => bytes = &bytes[length..],
             Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => wait_for(to, PollFlags::OUT)?,
+            // Somebody else has left O_NONBLOCK set on the open file.
+            Err(Errno::AGAIN) => match wait_for(to, PollFlags::OUT) {
+                Ok(()) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            },
             Err(error) => return Err(error.into()),
         }
     }
     Ok(())
 }
 
-/// Somebody else has left O_NONBLOCK set on the open file. The wait is as long as a blocking read or write would be.
-fn wait_for(descriptor: &OwnedFd, what: PollFlags) -> io::Result<()> {
-    match poll(&mut [PollFd::new(descriptor, what)], None) {
-        Ok(_) | Err(Errno::INTR) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
+/// As long as a blocking read or write would.
+fn wait_for(descriptor: &OwnedFd, what: PollFlags) -> rustix::io::Result<()> {
+    poll(&mut [PollFd::new(descriptor, what)], None).map(|_| ())
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ const PEM_BYTES_MAX: u64 = 1 << 20;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Streams")]
 pub struct StreamArgs {
-    /// How the streams travel
+    /// How the streams travel; where a runtime's WebSocket is older than v5, a command is not told the end of its input
     #[arg(long, value_enum, default_value = "spdy")]
     transport: TransportName,
     /// For a runtime whose streams are https: the authorities that may have signed its certificate
