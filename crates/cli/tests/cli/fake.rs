@@ -38,8 +38,10 @@ pub struct Tables {
     pub failing: HashMap<&'static str, Status>,
     /// What was imported.
     pub imported: Vec<u8>,
-    /// Serves streams, once the runtime is up.
-    pub streaming: Option<Arc<knarr_streaming::server::Server>>,
+    /// Serve streams, once the runtime is up: over TCP, and over TLS.
+    pub streaming: Option<[Arc<knarr_streaming::server::Server>; 2]>,
+    /// Which of them is used.
+    pub over_tls: bool,
     /// These tables, for programs that outlive the call.
     pub shared: Option<Arc<Mutex<Tables>>>,
     /// What listens on the ports of every pod.

@@ -12,6 +12,7 @@ mod run;
 mod streams;
 mod streams_fake;
 mod terminals;
+mod tls;
 
 use std::io::Write;
 use std::path::PathBuf;

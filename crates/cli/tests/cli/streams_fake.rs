@@ -16,10 +16,11 @@ use knarr_streaming::{BoxFuture, CommandEnd, Wanted};
 use tonic::Status;
 
 use crate::fake::{Fake, Tables};
+use crate::tls;
 
 const PIECE: usize = 32 << 10;
 
-/// Starts the server beside the runtime.
+/// Starts the servers beside the runtime.
 pub async fn serve(fake: &Fake) {
     let settings = Settings {
         address: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -31,17 +32,19 @@ pub async fn serve(fake: &Fake) {
         tokens_max: 100,
         sessions_max: 100,
     };
-    let server = Arc::new(Server::bind(settings).await.unwrap());
+    let over_tls = Settings { tls: Some(tls::server_config()), ..settings.clone() };
+    let servers = [Server::bind(settings).await.unwrap(), Server::bind(over_tls).await.unwrap()].map(Arc::new);
+    for server in servers.clone() {
+        tokio::spawn(async move { server.serve(std::future::pending()).await });
+    }
     let mut tables = fake.tables.lock().unwrap();
-    tables.streaming = Some(server.clone());
+    tables.streaming = Some(servers);
     tables.shared = Some(fake.tables.clone());
-    drop(tables);
-    tokio::spawn(async move { server.serve(std::future::pending()).await });
 }
 
 fn offer(tables: &Tables, offer: Offer) -> Result<String, Status> {
-    let server = tables.streaming.as_ref().unwrap();
-    server.offer(offer).map_err(|_| Status::resource_exhausted("too many tokens"))
+    let servers = tables.streaming.as_ref().unwrap();
+    servers[usize::from(tables.over_tls)].offer(offer).map_err(|_| Status::resource_exhausted("too many tokens"))
 }
 
 type Shared = Arc<Mutex<Tables>>;
