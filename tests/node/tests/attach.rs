@@ -153,11 +153,18 @@ async fn a_terminal_can_be_seen_without_being_one(node: &mut Node) -> Outcome {
 }
 
 async fn a_client_that_sleeps_is_cut_off_and_the_log_is_whole(node: &mut Node) -> Outcome {
-    const BYTES: usize = 64 << 20;
+    // More than all buffers on the way; in pieces, so that whoever reads at all keeps up.
+    const PIECE: usize = 1 << 20;
+    const PIECES: usize = 40;
+    const BYTES: usize = PIECE * PIECES;
     let pod = node.run_pod(pod("sleepy")).await?;
     for transport in TRANSPORTS {
-        let bytes = BYTES.to_string();
-        let words = ["await", "/go", ",", "bytes", &bytes, ",", "print", "", ",", "pause"];
+        let piece = PIECE.to_string();
+        let mut words = vec!["await", "/go", ","];
+        for _ in 0..PIECES {
+            words.extend(["bytes", &piece, ",", "sleep", "0.05", ","]);
+        }
+        words.extend(["print", "", ",", "pause"]);
         let id = node.run(&pod, container(&format!("much-{transport:?}").to_lowercase(), &words)).await?;
         let mut client = node.attach(&id, OUTPUTS, transport).await?;
         let mut awake = node.attach(&id, OUTPUTS, transport).await?;

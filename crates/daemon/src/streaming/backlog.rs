@@ -4,7 +4,7 @@
 use super::descriptor::{Descriptor, scratch};
 use super::pump::Sink;
 use bytes::{Bytes, BytesMut};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 /// Bytes that are kept of one stream of one client beside what its pipe holds. A terminal's screen has some KiB; this is
@@ -24,33 +24,45 @@ pub(super) enum Carried {
 }
 
 /// Carries output to a client, reading ahead of it.
-pub(super) async fn carry_ahead<S: Sink>(from: Descriptor, to: S) -> Carried {
-    let backlog = Backlog::default();
-    let deliver = async {
-        let mut to = to;
-        while let Some(bytes) = backlog.take().await {
-            if !to.send(bytes).await {
-                return Carried::Unwanted;
-            }
+pub(super) async fn carry_ahead<S: Sink>(from: Descriptor, mut to: S) -> Carried {
+    let backlog = Arc::new(Backlog::default());
+    // A task of its own: the pipe is emptied also while a send computes, and what fills it does not wait.
+    let _reading = Reading(tokio::spawn(gather(from, backlog.clone())));
+    while let Some(bytes) = backlog.take().await {
+        if !to.send(bytes).await {
+            return Carried::Unwanted;
         }
-        Carried::All
-    };
-    let gather = async {
-        let mut buffer = scratch();
-        loop {
-            let room = backlog.room().await.min(buffer.len());
-            match from.read(&mut buffer[..room]).await {
-                0 => break,
-                count => backlog.add(&buffer[..count]),
-            }
+    }
+    Carried::All
+}
+
+async fn gather(from: Descriptor, backlog: Arc<Backlog>) {
+    // Said also when the task is ended.
+    let _over = Over(&backlog);
+    let mut buffer = scratch();
+    loop {
+        let room = backlog.room().await.min(buffer.len());
+        match from.read(&mut buffer[..room]).await {
+            0 => return,
+            count => backlog.add(&buffer[..count]),
         }
-        backlog.finish();
-        // What is left is delivered.
-        std::future::pending().await
-    };
-    tokio::select! {
-        carried = deliver => carried,
-        carried = gather => carried,
+    }
+}
+
+/// Ends the reading with the carrying.
+struct Reading(tokio::task::JoinHandle<()>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+struct Over<'a>(&'a Backlog);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.finish();
     }
 }
 
@@ -124,7 +136,6 @@ impl Backlog {
 mod tests {
     use super::*;
     use crate::streaming::descriptor::pipe;
-    use std::sync::Arc;
     use std::time::Duration;
 
     /// A client that takes nothing until it is let.
@@ -183,6 +194,10 @@ mod tests {
         let carrying = carry_ahead(Descriptor::new(read).unwrap(), Leaving);
         let carried = tokio::time::timeout(Duration::from_secs(20), carrying).await.unwrap();
         assert_eq!(carried, Carried::Unwanted);
-        assert_eq!(rustix::io::write(&write, b"x").unwrap_err(), rustix::io::Errno::PIPE);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        while rustix::io::write(&write, b"x") != Err(rustix::io::Errno::PIPE) {
+            assert!(tokio::time::Instant::now() < deadline, "its pipe is still read");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 }
