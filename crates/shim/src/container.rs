@@ -13,7 +13,7 @@ use knarr_wire::shim::Attached;
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
-use crate::attach::{Client, Clients};
+use crate::attach::Clients;
 use crate::log::Log;
 use crate::supervisor::{now, unix_nanoseconds};
 
@@ -95,7 +95,7 @@ struct Output {
     framer: Framer,
     /// When to write the line that has no end yet.
     rests_at: Option<Instant>,
-    /// epoll watches it; it does not while the log is stuck.
+    /// epoll watches it; it does not while the log is stuck or a client must take what was read before.
     watched: bool,
 }
 
@@ -120,7 +120,7 @@ impl Container {
             started_at: unix_nanoseconds(),
             exit: None,
             announce_by: None,
-            clients: Clients::new(),
+            clients: Clients::new([stdout.is_some(), stderr.is_some()]),
             has_terminal: plan.process.terminal,
             log,
             stdin: pipes.stdin,
@@ -162,16 +162,6 @@ impl Container {
         Ok((attached, input))
     }
 
-    /// One more client, which sees what is read from now on. Where nothing more can come, it is at its end at once.
-    pub fn add_client(&mut self, client: Client<OwnedFd>) {
-        self.clients.add(client);
-        self.clients.keep_for(self.open_outputs());
-    }
-
-    fn open_outputs(&self) -> [bool; 2] {
-        self.outputs.each_ref().map(Option::is_some)
-    }
-
     /// Gives the outputs that have ended and are to be closed once epoll does not watch them any more. To be asked
     /// after every call that reads.
     pub fn take_ended_outputs(&mut self) -> Vec<OwnedFd> {
@@ -188,28 +178,34 @@ impl Container {
     fn end_output(&mut self, which: usize) {
         let output = self.outputs.get_mut(which).and_then(Option::take);
         self.ended_outputs.extend(output.filter(|output| output.watched).map(|output| output.fd));
-        self.clients.keep_for(self.open_outputs());
+        self.clients.close(which);
     }
 
     /// The outputs that epoll should begin or cease to watch: number, descriptor and which of the two. To be asked
     /// after every call that reads or writes.
     pub fn watch_changes(&mut self) -> impl Iterator<Item = (u32, BorrowedFd<'_>, bool)> {
-        let stuck = self.is_stuck();
-        self.outputs.iter_mut().enumerate().filter_map(move |(which, output)| {
+        let reads = [self.may_read(0), self.may_read(1)];
+        self.outputs.iter_mut().enumerate().zip(reads).filter_map(|((which, output), reads)| {
             let output = output.as_mut()?;
-            if output.watched != stuck {
+            if output.watched == reads {
                 return None;
             }
-            output.watched = !stuck;
+            output.watched = reads;
             Some((which as u32, output.fd.as_fd(), output.watched))
         })
+    }
+
+    /// What was read before is where it belongs. Of a container that has ended the rest is read whatever its clients
+    /// are owed: the log and the news of the exit wait for nobody.
+    fn may_read(&self, which: usize) -> bool {
+        !self.is_stuck() && (self.exit.is_some() || !self.clients.is_owed(which))
     }
 
     /// Reads what output number `which` has, logs it and passes it on; at most [`READS_IN_A_ROW`] reads, so that no
     /// container keeps the others waiting.
     pub fn read_output(&mut self, which: usize, scratch: &mut Scratch) {
         for _ in 0..READS_IN_A_ROW {
-            if self.is_stuck() || !self.read_once(which, scratch) {
+            if !self.may_read(which) || !self.read_once(which, scratch) {
                 return;
             }
         }
@@ -238,13 +234,21 @@ impl Container {
         }
         match read {
             // After the log, which is for everybody. One that is stuck has taken these bytes into its keeping.
-            Some(count) => {
-                self.clients.pass_on(which, &scratch.input[..count], |pipe, bytes| rustix::io::write(pipe, bytes))
-            }
+            Some(count) => self.clients.pass_on(which, &scratch.input[..count], now(), write),
             None => self.end_output(which),
         }
         scratch.shrink();
         read.is_some()
+    }
+
+    /// The pipes of client `serial` may take more.
+    pub fn go_on_with_client(&mut self, serial: u64) {
+        self.clients.go_on(serial, now(), write);
+    }
+
+    /// To be called after everything that could have made the log stuck, or not stuck any more.
+    pub fn charge_clients(&mut self) {
+        self.clients.set_charging(!self.is_stuck(), now());
     }
 
     /// The process has ended: reads what it left, and holds the news back for a moment if more may come.
@@ -267,11 +271,12 @@ impl Container {
         let stuck = self.is_stuck();
         let rests = self.outputs.iter().flatten().filter_map(|output| output.rests_at).filter(move |_| !stuck);
         let retry = self.log.iter().filter_map(Log::retry_at);
-        rests.chain(retry).chain(self.announce_by).min()
+        rests.chain(retry).chain(self.announce_by).chain(self.clients.next_time()).min()
     }
 
     /// Does what was due by `now`.
     pub fn on_time(&mut self, now: Instant, scratch: &mut Scratch) {
+        self.clients.on_time(now, write);
         if let Some(log) = &mut self.log
             && log.retry_at().is_some_and(|at| at <= now)
         {
@@ -301,6 +306,11 @@ impl Container {
     fn is_stuck(&self) -> bool {
         self.log.as_ref().is_some_and(Log::is_stuck)
     }
+}
+
+/// Does not wait: see [`crate::attach::as_pipe`].
+fn write(pipe: &OwnedFd, bytes: &[u8]) -> Result<usize, Errno> {
+    rustix::io::write(pipe, bytes)
 }
 
 /// Memory that every read uses again: there is one per shim, not one per container.

@@ -183,7 +183,7 @@ fn attach(shim: &mut Supervisor, plan: &AttachPlan, fds: &[OwnedFd]) -> Answer {
         cannot("hand over its input", errno)
     })?;
     if listens {
-        shim.containers[at].add_client(client);
+        shim.containers[at].clients.add(client);
     }
     Ok((Reply::Attached(attached), input.into_iter().collect()))
 }

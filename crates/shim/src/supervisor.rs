@@ -29,7 +29,8 @@ const EXEC_OUTLIVES_DAEMON: Duration = Duration::from_secs(5);
 /// does not come back for it.
 const WAIT_FOR_POD: Duration = Duration::from_secs(60);
 
-/// How long the end waits for the last processes to be reaped, then for the daemon to take the reply.
+/// How long the end waits for the last processes to be reaped, for clients to take what they are owed, then for the
+/// daemon to take the reply.
 const END_AT_MOST: Duration = Duration::from_secs(2);
 
 /// Requests in a row before something else gets its turn.
@@ -135,7 +136,7 @@ impl Supervisor {
                     LISTENER => self.on_listener(),
                     SIGNALS => self.on_signal(),
                     CONNECTION => self.on_connection(),
-                    token if token >= CLIENTS => self.on_client(token - CLIENTS),
+                    token if token >= CLIENTS => self.on_client(token - CLIENTS, event.flags),
                     token => self.on_output(token),
                 }
             }
@@ -228,19 +229,23 @@ impl Supervisor {
         self.settle(at);
     }
 
-    /// Nobody reads one of the pipes of client `serial`; epoll tells nothing else of them.
-    fn on_client(&mut self, serial: u64) {
+    /// Nobody reads one of the pipes of client `serial`, or it takes more.
+    fn on_client(&mut self, serial: u64, flags: EventFlags) {
         let has = |container: &Container| container.clients.iter().any(|client| client.serial == serial);
         // One that was let go in this round is not there any more.
         let Some(at) = self.containers.iter().position(has) else { return };
-        self.containers[at].clients.reader_gone(serial);
+        if flags.intersects(EventFlags::ERR | EventFlags::HUP) {
+            self.containers[at].clients.reader_gone(serial);
+        } else {
+            self.containers[at].go_on_with_client(serial);
+        }
         self.settle(at);
     }
 
-    /// A client of the daemon that is connected, for [`Container::add_client`].
+    /// A client of the daemon that is connected, for a container's [`Clients`](crate::attach::Clients).
     ///
     /// Its pipes are watched without asking for any event: that nobody reads is told always, and at once, also while
-    /// the container is silent.
+    /// the container is silent. That one takes more is asked for only while it is owed something.
     pub fn watched_client(&mut self, id: AttachId, outputs: [Option<OwnedFd>; 2]) -> Result<Client<OwnedFd>, Errno> {
         let Some(connection) = &self.connection else { return Err(Errno::NOTCONN) };
         self.attaches_made += 1;
@@ -288,18 +293,20 @@ impl Supervisor {
     /// Forgets container number `at`.
     pub fn forget(&mut self, at: usize) {
         self.containers[at].end_outputs();
+        self.containers[at].clients.give_up();
         self.let_go(at);
         self.containers.remove(at);
     }
 
     /// After something was done with container number `at`: epoll watches what it should, clients at their end are let
-    /// go, and an exit is told once the output has ended.
+    /// go, and an exit is told once the output has ended. Clients that are owed some of it then are told later.
     pub fn settle(&mut self, at: usize) {
         let announces = self.containers[at].may_announce(now());
         if announces {
             // What others still write is the log's.
-            self.containers[at].clients.keep_for([false; 2]);
+            (0..2).for_each(|which| self.containers[at].clients.close(which));
         }
+        self.containers[at].charge_clients();
         self.let_go(at);
         let container = &mut self.containers[at];
         let base = OUTPUTS + 2 * u64::from(container.serial);
@@ -311,6 +318,12 @@ impl Supervisor {
             };
             if let Err(errno) = result {
                 eprintln!("knarr-shim: watch output {which} of a container: {errno}");
+            }
+        }
+        for (serial, pipe, watch) in container.clients.watch_changes() {
+            let flags = if watch { EventFlags::OUT } else { EventFlags::empty() };
+            if let Err(errno) = epoll::modify(&self.epoll, pipe, EventData::new_u64(CLIENTS + serial), flags) {
+                eprintln!("knarr-shim: watch a pipe of client {serial}: {errno}");
             }
         }
         if announces && let Some(exit) = container.exit {
@@ -420,22 +433,26 @@ impl Supervisor {
 
     /// The end is here: nothing is left to reap and the reply is on its way, or it has taken too long.
     fn has_ended(&mut self) -> bool {
-        let Some(ending) = &mut self.ending else { return false };
-        if ending.by <= now() {
-            return true;
+        let Some(late) = self.ending.as_ref().map(|ending| ending.by <= now()) else { return false };
+        if late {
+            for at in 0..self.containers.len() {
+                self.containers[at].clients.give_up();
+                self.let_go(at);
+            }
         }
         let init_is_left = self.pod.as_ref().is_some_and(|pod| pod.namespaces.pid_init.is_some());
-        // Containers' exits must be told, too, before the reply says that there is nothing more to hear.
-        let left = |c: &Container| c.is_running() || c.announce_by.is_some();
+        // Exits of containers and ends of clients must be told, too, before the reply says that there is nothing more
+        // to hear.
+        let left = |c: &Container| c.is_running() || c.announce_by.is_some() || c.clients.count() > 0;
         if self.containers.iter().any(left) || !self.execs.is_empty() || init_is_left {
-            return false;
+            return late;
         }
-        if let Some((connection, id)) = ending.asked_by.take()
+        if let Some((connection, id)) = self.ending.as_mut().and_then(|ending| ending.asked_by.take())
             && self.connection.as_ref().is_some_and(|now| now.number == connection)
         {
             self.reply(id, &Reply::Done, Vec::new());
         }
-        !self.connection.as_ref().is_some_and(Connection::is_behind)
+        late || !self.connection.as_ref().is_some_and(Connection::is_behind)
     }
 }
 

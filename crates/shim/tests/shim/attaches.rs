@@ -333,7 +333,7 @@ async fn processes_do_not_inherit_the_shims_own_limit_of_open_files() {
 }
 
 /// A container with a pipe to its stdin.
-async fn with_stdin(pod: &mut TestPod, args: &[&str], once: bool) -> ContainerId {
+pub async fn with_stdin(pod: &mut TestPod, args: &[&str], once: bool) -> ContainerId {
     let mut plan = pod.plan(args);
     (plan.stdio.stdin, plan.stdio.stdin_once) = (true, once);
     pod.start_container(&plan).await.unwrap();
@@ -341,7 +341,7 @@ async fn with_stdin(pod: &mut TestPod, args: &[&str], once: bool) -> ContainerId
 }
 
 /// The lines that `numbers` prints.
-fn numbers(range: std::ops::Range<usize>) -> Vec<u8> {
+pub fn numbers(range: std::ops::Range<usize>) -> Vec<u8> {
     range.map(|number| format!("{number:07}\n")).collect::<String>().into_bytes()
 }
 
@@ -354,7 +354,7 @@ async fn read_bytes(from: &mut File, count: usize) -> Vec<u8> {
     tokio::time::timeout(SOON, read).await.expect("all of it").unwrap().unwrap()
 }
 
-async fn read_to_end(mut from: File) -> Vec<u8> {
+pub async fn read_to_end(mut from: File) -> Vec<u8> {
     let read = tokio::task::spawn_blocking(move || {
         let mut bytes = Vec::new();
         from.read_to_end(&mut bytes).map(|_| bytes)

@@ -5,5 +5,6 @@ mod pod;
 mod attaches;
 mod daemons;
 mod execs;
+mod holds;
 mod life;
 mod logs;

@@ -216,7 +216,8 @@ pub enum Event {
     AttachEnded {
         /// which
         attach: AttachId,
-        /// Its pipe was full, and more came. Otherwise the container's outputs have ended, or its exit is told.
+        /// The container has waited for it for too long, and it misses what comes after what its pipes hold. Otherwise
+        /// the container's outputs have ended, or the container has, and everything is in the pipes.
         fell_behind: bool,
     },
 }
