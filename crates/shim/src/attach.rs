@@ -30,7 +30,7 @@ const EARNED_TIME: Duration = Duration::from_millis(250);
 
 /// Bytes of one output that are held for the client that is furthest behind. While the container runs it is what one
 /// read gave. When it has ended nothing waits for clients, and what its pipe had, 64 KiB by default, comes on top.
-pub const HELD_BYTES_MAX: usize = 80 << 10;
+const HELD_BYTES_MAX: usize = 80 << 10;
 
 /// One client.
 pub struct Client<F> {

@@ -265,9 +265,10 @@ impl ShimClient {
     /// Lets a client see what a container writes from now on and, with `stdin`, write to it.
     ///
     /// `stdout` and `stderr` are write ends of pipes. Once one is full the container waits for it, within bounds, and
-    /// then the client is cut off. Ask for no `stderr` of a container with a terminal. `attach` must not have been used on this connection before:
-    /// [`Event::AttachEnded`] with it says that the shim has ended the attach, and is heard before the pipes end. It
-    /// can be heard before this has returned. The daemon ends an attach by closing its read ends.
+    /// then the client is cut off. Ask for no `stderr` of a container with a terminal. `attach` must not have been used
+    /// on this connection before: [`Event::AttachEnded`] with it says that the shim has ended the attach, and is heard
+    /// before the pipes end. It can be heard before this has returned. The daemon ends an attach by closing its read
+    /// ends.
     ///
     /// [`ErrorKind::FailedPrecondition`] when the container does not run, [`ErrorKind::ResourceExhausted`] when the
     /// pod has as many attached clients as a shim takes.
