@@ -209,6 +209,7 @@ impl World {
             }
             self.clients.on_time(self.now, write);
             self.let_go();
+            assert!(self.clients.next_time().is_none_or(|at| at > self.now), "what was due is done");
             while self.container_writes() | self.shim_reads() {}
             self.check();
             self.let_go();
