@@ -104,7 +104,11 @@ impl Served {
         go(Target { url, transport, tls: None }).await;
         let (took, used) = (start.elapsed().as_secs_f64(), (self.used() - before).as_secs_f64());
         let megabytes = BYTES as f64 / 1e6;
-        println!("{transport:?} {what}: {:.0} MB/s, {:.0} MB for a second of the server", megabytes / took, megabytes / used);
+        println!(
+            "{transport:?} {what}: {:.0} MB/s, {:.0} MB for a second of the server",
+            megabytes / took,
+            megabytes / used
+        );
     }
 }
 

@@ -1,7 +1,7 @@
-//! One client at a container's own streams. It can come and go, and be slow, without the container noticing: what it
-//! writes goes into the log in any case.
+//! One client at a container's own streams. It can come and go without the container noticing, and hold it back only
+//! as long as the shim lets it: what the container writes goes into the log in any case.
 
-use super::backlog::{BACKLOG_BYTES_MAX, Carried, carry_ahead};
+use super::backlog::{Carried, carry_ahead};
 use super::descriptor::{Descriptor, pipe};
 use super::place::Place;
 use super::pump::{carry_in, carry_sizes, discard, resize};
@@ -13,9 +13,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-/// Bytes that the pipe of one stream is asked to hold: the most that the kernel gives without a privilege. It bridges
-/// the time until the daemon is given a CPU.
-const PIPE_BYTES: usize = 1 << 20;
+/// Bytes that the pipe of one stream holds: two of the shim's reads, so that one can be taken while the other is
+/// written. What lies in it is charged to the shim, whose cgroup has 32 MiB: the pipes of as many clients as it takes,
+/// 256 with two streams each, are half of that.
+const PIPE_BYTES: usize = 32 << 10;
 
 /// How long the news of why an attach ended may take after the end of its pipes. It is sent before they are closed.
 const REASON_WAIT: Duration = Duration::from_secs(5);
@@ -55,7 +56,7 @@ impl Attach {
         let container = self.place.running()?;
         let output = |client: Option<Sender>| {
             let Some(client) = client else { return Ok((None, None)) };
-            let (read, write) = wide_pipe()?;
+            let (read, write) = narrow_pipe()?;
             Ok((Some(write), Some((Descriptor::new(read)?, client))))
         };
         let (stdout_end, stdout) = output(session.stdout.take()).map_err(failed)?;
@@ -125,11 +126,10 @@ impl Attach {
     }
 }
 
-/// A pipe that holds as much as it may.
-fn wide_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+/// A pipe that costs the shim no more than [`PIPE_BYTES`].
+fn narrow_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe()?;
-    // Refused where the user's pipes hold much already; then the backlog alone must do.
-    let _ = rustix::pipe::fcntl_setpipe_size(&write, PIPE_BYTES);
+    rustix::pipe::fcntl_setpipe_size(&write, PIPE_BYTES)?;
     Ok((read, write))
 }
 
@@ -139,9 +139,8 @@ fn end_of(reason: Option<Ended>, place: &Place) -> CommandEnd {
     match reason {
         Some(Ended::WithContainer) => CommandEnd::Success,
         Some(Ended::FellBehind) => CommandEnd::Failed(format!(
-            "attach to container {container}: the client fell behind by more than {} KiB and is cut off; the \
-             container's log has everything",
-            BACKLOG_BYTES_MAX >> 10
+            "attach to container {container}: the client took less than 256 KiB a second while the container waited \
+             for it, and is cut off; the container's log has everything"
         )),
         Some(Ended::ShimLost) => CommandEnd::Failed(format!("attach to container {container}: the pod's shim is gone")),
         None => CommandEnd::Failed(format!("attach to container {container}: the shim does not say why it ended")),

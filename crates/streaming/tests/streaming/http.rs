@@ -108,11 +108,8 @@ async fn a_token_is_used_up_by_the_request_that_brings_it() {
 
 #[tokio::test]
 async fn tokens_run_out_and_grow_old() {
-    let settings = knarr_streaming::server::Settings {
-        tokens_max: 3,
-        token_lifetime: Duration::from_millis(300),
-        ..settings()
-    };
+    let settings =
+        knarr_streaming::server::Settings { tokens_max: 3, token_lifetime: Duration::from_millis(300), ..settings() };
     let server = TestServer::start(settings).await;
     let offer = || Offer::PortForward(PortForward { ports: vec![80], connect: local() });
     let urls: Vec<_> = (0..3).map(|_| server.server.offer(offer()).unwrap()).collect();
