@@ -17,6 +17,7 @@ mod resources;
 mod restart;
 mod security;
 mod streaming;
+mod streaming_hostile;
 mod streaming_load;
 mod volumes;
 
@@ -37,6 +38,7 @@ fn main() -> std::process::ExitCode {
         ("restart", restart::TESTS),
         ("security", security::TESTS),
         ("streaming", streaming::TESTS),
+        ("streaming_hostile", streaming_hostile::TESTS),
         ("streaming_load", streaming_load::TESTS),
         ("volumes", volumes::TESTS),
     ])
