@@ -54,7 +54,8 @@ pub fn run(config: Config) -> Result<(), String> {
 
 fn start_log(config: &Config) -> Result<(), String> {
     let level =
-        tracing_subscriber::EnvFilter::new(format!("info,knarr_daemon={0},knarr_image={0}", config.log.level.as_str()));
+        ["knarr_daemon", "knarr_image", "knarr_streaming"].map(|room| format!("{room}={}", config.log.level.as_str()));
+    let level = tracing_subscriber::EnvFilter::new(format!("info,{}", level.join(",")));
     let log = tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr).with_target(false);
     let started = match config.log.format {
         LogFormat::Text => log.with_ansi(rustix::termios::isatty(std::io::stderr())).try_init(),
@@ -160,6 +161,7 @@ async fn serve_until_told(
             let _ = draining.wait_for(|stopped| *stopped).await;
         };
         streams.serve(told).await;
+        Ok(())
     };
     let mut overdue = stopped;
     let too_late = async move {
@@ -167,7 +169,10 @@ async fn serve_until_told(
         tokio::time::sleep(deadline).await;
     };
     tokio::select! {
-        (result, ()) = async { tokio::join!(server, streaming) } => result.map_err(|e| format!("serve: {e}")),
+        result = async { tokio::try_join!(server, streaming) } => match result {
+            Ok(((), ())) => Ok(()),
+            Err(e) => Err(format!("serve: {e}")),
+        },
         () = too_late => {
             tracing::warn!(seconds = deadline.as_secs(), "requests still under way at the deadline are given up");
             Ok(())

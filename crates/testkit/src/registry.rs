@@ -28,7 +28,8 @@ use crate::image::{Image, OCI_INDEX, sha256};
 pub const CA_CERTIFICATE: &str = include_str!("../data/ca.crt");
 /// For 127.0.0.1, ::1 and localhost; PEM. Good for nothing but tests: the key is public.
 pub const SERVER_CERTIFICATE: &str = include_str!("../data/server.crt");
-const SERVER_KEY: &str = include_str!("../data/server.key");
+/// Its key; PEM.
+pub const SERVER_KEY: &str = include_str!("../data/server.key");
 /// A certificate that a registry asking for one accepts; PEM.
 pub const CLIENT_CERTIFICATE: &str = include_str!("../data/client.crt");
 /// Its key; PEM.

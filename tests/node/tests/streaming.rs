@@ -9,6 +9,10 @@ use knarr_node_tests::streams::{
 use knarr_node_tests::{Outcome, TOOL, eventually, refused, tests};
 use knarr_streaming::client::{self, Target, Transport};
 use knarr_streaming::{CommandEnd, TerminalSize, Wanted};
+use knarr_testkit::registry::{CA_CERTIFICATE, CLIENT_CERTIFICATE, CLIENT_KEY, SERVER_CERTIFICATE, SERVER_KEY};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tonic::Code;
 
@@ -27,6 +31,7 @@ tests![
     urls_that_nobody_uses_are_counted,
     sessions_end_with_the_daemon,
     the_address_is_told,
+    tls_is_spoken_and_clients_are_asked_for_certificates,
 ];
 
 async fn running(node: &mut Node, name: &str) -> Outcome<String> {
@@ -313,5 +318,55 @@ async fn the_address_is_told(node: &mut Node) -> Outcome {
     let request = v1::ExecRequest { container_id: id, cmd: vec![TOOL.into()], stdout: true, ..Default::default() };
     let other = node.runtime.exec(request).await?.into_inner().url;
     assert_ne!(url, other);
+    Ok(())
+}
+
+/// A client that trusts the tests' authority and shows its certificate if it has one to show.
+fn tls(shows: bool) -> Outcome<Arc<rustls::ClientConfig>> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(CA_CERTIFICATE.as_bytes())?)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots);
+    Ok(Arc::new(if shows {
+        let chain = vec![CertificateDer::from_pem_slice(CLIENT_CERTIFICATE.as_bytes())?];
+        builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(CLIENT_KEY.as_bytes())?)?
+    } else {
+        builder.with_no_client_auth()
+    }))
+}
+
+async fn tls_is_spoken_and_clients_are_asked_for_certificates(node: &mut Node) -> Outcome {
+    let id = running(node, "tls").await?;
+    node.stop().await?;
+    let path = |name: &str| node.directory.join(name);
+    for (name, pem) in [("ca.crt", CA_CERTIFICATE), ("server.crt", SERVER_CERTIFICATE), ("server.key", SERVER_KEY)] {
+        std::fs::write(path(name), pem)?;
+    }
+    let toml = format!(
+        "[streaming]\ntls_cert = {:?}\ntls_key = {:?}\ntls_client_ca = {:?}\n",
+        path("server.crt"),
+        path("server.key"),
+        path("ca.crt")
+    );
+    std::fs::write(node.root.join("config.d/tls.toml"), toml)?;
+    node.start_again().await?;
+    for transport in TRANSPORTS {
+        let mut url = node.exec_url(&id, &["print", "sealed"], OUTPUTS).await?;
+        assert!(url.starts_with("https://127.0.0.1:"), "{url}");
+        for refused in [Some(tls(false)?), None] {
+            if refused.is_none() {
+                url = url.replace("https://", "http://");
+            }
+            let target = Target { url: url.clone(), transport, tls: refused };
+            assert!(in_time("an answer", client::command(&target, OUTPUTS)).await?.is_err(), "{transport:?}");
+        }
+        // Who was refused has not used the URL up.
+        let target = Target { url: url.replace("http://", "https://"), transport, tls: Some(tls(true)?) };
+        let client = in_time("the session begins", client::command(&target, OUTPUTS)).await?.map_err(|e| e.0)?;
+        assert_eq!(finish(client).await?, ended("sealed\n", "", CommandEnd::Success));
+    }
+    std::fs::remove_file(node.root.join("config.d/tls.toml"))?;
     Ok(())
 }

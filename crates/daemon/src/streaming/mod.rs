@@ -192,6 +192,15 @@ mod tests {
         assert_eq!(affordable(7, Some(3)), 1);
     }
 
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_an_error_that_names_its_key() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut config = Config::default();
+        config.streaming.port = taken.local_addr().unwrap().port();
+        let error = Streams::bind(&config).await.unwrap_err();
+        assert!(error.contains("streaming.port") && error.contains(&config.streaming.port.to_string()), "{error}");
+    }
+
     #[test]
     fn the_configuration_becomes_settings() {
         let streaming = Streaming { address: "::1".into(), port: 10010, ..Streaming::default() };
