@@ -122,6 +122,11 @@ impl Failure {
         self.code == Some(Code::Unimplemented)
     }
 
+    /// Whether the runtime found something wrong with the request itself.
+    pub fn is_invalid_argument(&self) -> bool {
+        self.code == Some(Code::InvalidArgument)
+    }
+
     /// The process's exit code.
     pub fn exit_code(&self) -> u8 {
         self.exit_code

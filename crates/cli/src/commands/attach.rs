@@ -71,19 +71,18 @@ async fn attach(args: AttachArgs, session: &Session) -> Result<u8, Failure> {
     let status = client.container_status(format!("inspect container {name}"), message).await?;
     let known = Console::of(&status.info);
     let tty = args.tty || known.tty;
-    // Where the runtime does not tell, it is asked for: it refuses or ignores what is not there.
+    // Where the runtime does not tell, it is asked for: it ignores or refuses what is not there.
     let stdin = !args.no_stdin && known.stdin.unwrap_or(true);
-    let wanted = Wanted { stdin, stdout: true, stderr: !tty, tty };
-    let message = v1::AttachRequest {
-        container_id: container.id.clone(),
-        stdin: wanted.stdin,
-        tty: wanted.tty,
-        stdout: wanted.stdout,
-        stderr: wanted.stderr,
-    };
+    let mut wanted = Wanted { stdin, stdout: true, stderr: !tty, tty };
     let action = format!("attach to container {name}");
-    let answer = client.attach(&action, message).await?;
-    let target = streams.target(&answer.url)?;
+    let url = match url(&client, &action, &container.id, wanted).await {
+        Err(failure) if stdin && known.stdin.is_none() && failure.is_invalid_argument() => {
+            wanted.stdin = false;
+            url(&client, &action, &container.id, wanted).await
+        }
+        answer => answer,
+    }?;
+    let target = streams.target(&url)?;
     match command::run(&action, &target, wanted, args.detach_keys).await? {
         Outcome::Detached => {
             say(&format!("\ndetached from container {name}, which goes on running"));
@@ -96,6 +95,12 @@ async fn attach(args: AttachArgs, session: &Session) -> Result<u8, Failure> {
         }
         Outcome::Ended(CommandEnd::Success) => after_the_end(&client, &container).await,
     }
+}
+
+async fn url(client: &Client, action: &str, id: &str, wanted: Wanted) -> Result<String, Failure> {
+    let Wanted { stdin, stdout, stderr, tty } = wanted;
+    let message = v1::AttachRequest { container_id: id.to_owned(), stdin, tty, stdout, stderr };
+    Ok(client.attach(action, message).await?.url)
 }
 
 /// The end of the streams is the end of the container or of the attachment alone; the runtime knows which.

@@ -36,6 +36,8 @@ pub struct Tables {
     pub calls: Vec<String>,
     /// This call fails with this status.
     pub failing: HashMap<&'static str, Status>,
+    /// How an attach with stdin is refused.
+    pub refuses_stdin: Option<Status>,
     /// What was imported.
     pub imported: Vec<u8>,
     /// Serve streams, once the runtime is up: over TCP, and over TLS.

@@ -185,6 +185,19 @@ fn attach_asks_for_what_the_container_has() {
 }
 
 #[test]
+fn where_nobody_tells_of_the_input_a_refusal_does() {
+    // Of this container the runtime shows no configuration.
+    let node = node();
+    let refusal = tonic::Status::invalid_argument("stdin: the container was created without it");
+    node.tables.lock().unwrap().refuses_stdin = Some(refusal);
+    let mut child = spawn(&node, &["attach", "log"], Stdio::null());
+    eventually("it attaches", || node.calls().len() == 2);
+    assert_eq!(node.calls(), ["attach log stdin stdout stderr", "attach log stdout stderr"]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
 fn the_code_of_an_attached_container_is_waited_for() {
     let node = attachable(false, true);
     let mut child = spawn(&node, &["attach", "log"], Stdio::piped());

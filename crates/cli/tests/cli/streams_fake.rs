@@ -151,6 +151,9 @@ pub fn attach(tables: &mut Tables, request: AttachRequest) -> Result<AttachRespo
     let wanted = Wanted { stdin, stdout, stderr, tty };
     let name = tables.container(&container_id)?.metadata.clone().unwrap_or_default().name;
     tables.called("attach", &format!("{name}{}", flags(wanted)))?;
+    if let Some(refusal) = tables.refuses_stdin.as_ref().filter(|_| stdin) {
+        return Err(refusal.clone());
+    }
     let shared = tables.shared.clone().unwrap();
     let run = Box::new(move |session| -> BoxFuture<CommandEnd> {
         Box::pin(async move {
