@@ -33,7 +33,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a peer that has been told everything may take to close its end. What it still sends is dropped meanwhile:
 /// closing on bytes that nobody has read would make the kernel reset the connection, and its peer lose what it has not
 /// read.
-const LINGER: Duration = Duration::from_secs(10);
+const LINGER: Duration = Duration::from_secs(5);
 
 /// One connection.
 pub(crate) struct Mux {
@@ -307,7 +307,6 @@ impl Mux {
                 if let Some(opened) = self.opens.remove(&id)
                     && let Err(stream) = opened.send(stream.clone())
                 {
-                    stream.drop_incoming();
                     stream.reset();
                 }
             }
@@ -393,7 +392,7 @@ impl Mux {
     /// move: all streams are over, and what the peer still sends is dropped.
     pub(crate) async fn close(mut self) {
         for stream in self.streams.values() {
-            stream.stop_receiving();
+            stream.stop_receiving(Ended::Gone);
         }
         if self.until(|mux| !mux.shared.has_ready()).await.is_err() {
             return;

@@ -364,10 +364,10 @@ impl Stream {
     }
 
     /// As [`Stream::drop_incoming`], for a receiver that is still there: it is told that nothing more comes.
-    pub(crate) fn stop_receiving(&self) {
+    pub(crate) fn stop_receiving(&self, why: Ended) {
         let receiver = {
             let mut state = self.state();
-            state.ended.get_or_insert(Ended::Gone);
+            state.ended.get_or_insert(why);
             state.receiver.take()
         };
         self.drop_incoming();
@@ -414,9 +414,10 @@ impl Stream {
         self.end(false);
     }
 
-    /// Gives the stream up behind what is queued.
+    /// Gives the stream up, behind what is queued; what comes on it is dropped from now on.
     pub(crate) fn reset(self: &Arc<Self>) {
         self.end(true);
+        self.stop_receiving(Ended::Reset);
     }
 
     fn end(self: &Arc<Self>, reset: bool) {
@@ -424,6 +425,8 @@ impl Stream {
         match state.out {
             Out::Open => state.out = Out::Ending { reset },
             Out::Ending { reset: false } if reset => state.out = Out::Ending { reset },
+            // Our half has ended, the peer's has not: it learns that it is not heard any more.
+            Out::Over if reset && state.ended.is_none() => state.out = Out::Ending { reset },
             _ => return,
         }
         if let Some(sender) = state.sender.take() {
@@ -538,6 +541,13 @@ impl Stream {
     pub(crate) fn is_over(&self) -> bool {
         let state = self.state();
         state.ended.is_some() && state.out == Out::Over
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // What nobody can take any more must not stop the connection.
+        self.drop_incoming();
     }
 }
 

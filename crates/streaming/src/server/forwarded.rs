@@ -85,6 +85,8 @@ enum Over {
 
 impl Joined {
     pub(super) async fn run(self, connect: Connect, port: u16) {
+        // The client has nothing to say there.
+        self.error.drop_incoming();
         let (receiver, sender) = (Receiver::new(self.data.clone()), Sender::new(self.data.clone()));
         match timeout(CONNECT_DEADLINE, connect(port)).await {
             Ok(Ok(tcp)) => {
@@ -151,7 +153,8 @@ impl Joined {
                 over = left => over,
             }
         };
-        if let Over::Broken = over {
+        // A client whose half is open would go on sending to nobody.
+        if matches!(over, Over::Broken) || self.data.ended().is_none() {
             self.data.reset();
         }
     }

@@ -1,6 +1,11 @@
 //! Our client and clients that misbehave, against our server, over loopback.
 
 mod command;
+mod hostile;
 mod http;
+mod port_forward;
 mod raw;
 mod support;
+mod tls;
+mod versions;
+mod websocket;
