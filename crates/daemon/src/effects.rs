@@ -48,6 +48,8 @@ pub struct PodEffects {
 #[derive(Debug, Default)]
 struct Live {
     shim: Option<ShimClient>,
+    /// The pod's user namespace, by which the owners of image layers are mapped.
+    user_ns: Option<Arc<OwnedFd>>,
     containers: HashMap<ContainerId, LiveContainer>,
     execs: HashMap<ExecId, oneshot::Sender<Exit>>,
     attaches: HashMap<AttachId, oneshot::Sender<Ended>>,

@@ -8,7 +8,7 @@
 //! These types change only by fields added at the end of a struct and variants added at the end of an enum: an older
 //! shim is served by a newer daemon (see `wire::shim`).
 
-use crate::{ContainerId, ExecId, PodId};
+use crate::{ContainerId, ExecId, PodId, UserNamespace};
 
 /// The place of a descriptor in the list that came with the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,6 +41,8 @@ pub struct PodPlan {
     pub files: Vec<(Vec<u8>, Vec<u8>)>,
     /// The shim's own OOM score.
     pub shim_oom_score_adj: i32,
+    /// Make a user namespace with these ids, which owns the pod's other new namespaces; else the pod uses the host's.
+    pub user: Option<UserNamespace>,
 }
 
 /// Which namespace of one kind a process gets.
@@ -92,6 +94,8 @@ pub struct ContainerPlan {
     pub process: ProcessPlan,
     /// Where its input and output go.
     pub stdio: StdioPlan,
+    /// `Host` or `Pod`.
+    pub user_ns: Namespace,
 }
 
 /// One mount of a container.
@@ -116,6 +120,8 @@ pub enum MountKind {
         propagation: u64,
         /// `flags` hold for submounts too
         recursive_flags: bool,
+        /// Owners are mapped by the pod's user namespace: its root owns what root owns on the host's file system.
+        id_mapped: bool,
     },
     /// A new file system.
     New {

@@ -2,8 +2,8 @@
 //!
 //! The daemon's `rpc::convert` makes these from CRI requests and refuses what it cannot express here.
 
-use crate::ContainerId;
 use crate::resources::Resources;
+use crate::{ContainerId, IdMap, UserNamespace};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -90,6 +90,8 @@ pub struct PodNamespaces {
     pub host_pid: bool,
     /// POD: one PID namespace for all containers, with an init of ours.
     pub shared_pid: bool,
+    /// POD: a user namespace of the pod's own, in which all its containers are; `None` is NODE.
+    pub user: Option<UserNamespace>,
 }
 
 /// A container's PID namespace.
@@ -177,15 +179,6 @@ pub enum Propagation {
     Bidirectional,
 }
 
-/// One uid or gid mapping.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct IdMap {
-    pub host: u32,
-    pub container: u32,
-    pub length: u32,
-}
-
 /// One volume of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
@@ -201,9 +194,10 @@ pub struct Mount {
     pub selinux_relabel: bool,
     /// private, slave or shared
     pub propagation: Propagation,
-    /// Id-mapped volume: uids.
+    /// Files that belong to an id of the pod's user namespace by number belong to it in fact: the pod's map of uids,
+    /// or nothing where files keep the host's owners.
     pub uid_mappings: Vec<IdMap>,
-    /// Id-mapped volume: gids.
+    /// The same of gids; there is one exactly when there is one of uids.
     pub gid_mappings: Vec<IdMap>,
 }
 

@@ -1,15 +1,17 @@
 //! One more process in a running container.
 //!
 //! A helper is born in the process's cgroup (the other way round, the container's cgroup namespace would hide it), joins
-//! all namespaces of the container's first process, and leaves the process behind: see [`crate::process`].
+//! all namespaces of the container's first process, and leaves the process behind: see [`crate::process`]. In a pod with a
+//! user namespace, what needs the host's rights comes before the joining.
 
 use crate::Attempt;
 use crate::cgroup::Cgroup;
-use crate::launch::{Birth, CLONE_INTO_CGROUP, Copy, ends_within, launch};
+use crate::launch::{Birth, CLONE_INTO_CGROUP, Copy, ends_within, failure, launch};
 use crate::path::{Make, open_or_make};
 use crate::process::Process;
 use crate::step::Step;
-use crate::{StandardEnds, Started, Stdio};
+use crate::user_namespace;
+use crate::{PodUser, StandardEnds, Started, Stdio};
 use knarr_model::plan::{ExecPlan, StartFailure};
 use knarr_sys::{mount, open};
 use rustix::fs::OFlags;
@@ -22,8 +24,15 @@ use std::time::Duration;
 const CONTAINER_END: Duration = Duration::from_millis(100);
 
 /// See [`crate::exec`].
-pub(crate) fn start(container: BorrowedFd<'_>, plan: &ExecPlan, fds: &[OwnedFd], stdio: Stdio) -> Attempt<Started> {
-    let process = Process::prepare(&plan.process, &plan.container)?;
+pub(crate) fn start(
+    user: Option<&PodUser>,
+    container: BorrowedFd<'_>,
+    plan: &ExecPlan,
+    fds: &[OwnedFd],
+    stdio: Stdio,
+) -> Attempt<Started> {
+    let ids = user.map(|user| &user.ids);
+    let process = Process::prepare(&plan.process, &plan.container, ids)?;
     let cgroup = Cgroup::prepare(&plan.cgroup, fds)?;
     let stdio = StandardEnds::new(stdio)?;
     let proc = crate::host_proc()?;
@@ -31,24 +40,39 @@ pub(crate) fn start(container: BorrowedFd<'_>, plan: &ExecPlan, fds: &[OwnedFd],
     kept.extend([container, proc.as_fd()]);
     kept.extend(stdio.borrowed());
     let birth = Birth { new: 0, cgroup: Some(cgroup.into), kept, sibling: true };
-    let launched = launch(birth, |copy| carry_out(copy, &process, &cgroup, container, proc.as_fd(), stdio.borrowed()));
-    let started = launched
-        .and_then(|launched| launched.executed(|step, index| crate::process::about(&plan.process, step, index)));
+    let place = Place { cgroup: &cgroup, container, in_user_namespace: user.is_some() };
+    let launched = launch(birth, |copy| carry_out(copy, &process, &place, proc.as_fd(), stdio.borrowed()));
+    let about = |step, index| crate::process::about(&plan.process, step, index);
+    let no_volume = |_| Err(failure(Step::OpenVolume.words(), Errno::INVAL, ""));
+    let started = launched.and_then(|launched| launched.executed(about, no_volume));
     started.map_err(|failure| of_container(failure, container, plan))
+}
+
+/// Where the process goes.
+struct Place<'a> {
+    cgroup: &'a Cgroup<'a>,
+    /// pidfd of the container's first process
+    container: BorrowedFd<'a>,
+    in_user_namespace: bool,
 }
 
 fn carry_out(
     copy: &Copy<'_>,
     process: &Process,
-    cgroup: &Cgroup<'_>,
-    container: BorrowedFd<'_>,
+    place: &Place<'_>,
     proc: BorrowedFd<'_>,
     stdio: [BorrowedFd<'_>; 3],
 ) -> Result<()> {
     process.begin(copy, proc)?;
-    cgroup.join(copy)?;
+    place.cgroup.join(copy)?;
+    if place.in_user_namespace {
+        process.prepare_for_user(copy, stdio)?;
+    }
     copy.report.step(Step::JoinContainer);
-    join_all(container)?;
+    join_all(place.container, place.in_user_namespace)?;
+    if place.in_user_namespace {
+        user_namespace::become_root()?;
+    }
     let terminal = open_terminal(copy, process)?;
     match &terminal {
         Some(slave) => process.connect_stdio(copy, [slave.as_fd(); 3])?,
@@ -63,18 +87,16 @@ fn carry_out(
 }
 
 /// All or nothing, so that the process cannot end between two of them.
-fn join_all(container: BorrowedFd<'_>) -> Result<()> {
-    let all = ThreadNameSpaceType::MOUNT
+fn join_all(container: BorrowedFd<'_>, with_user: bool) -> Result<()> {
+    let mut all = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::NETWORK
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
         | ThreadNameSpaceType::CONTROL_GROUP
         | ThreadNameSpaceType::PROCESS_ID;
-    match move_into_thread_name_spaces(container, all | ThreadNameSpaceType::USER) {
-        // One's own user namespace cannot be joined again.
-        Err(Errno::INVAL) => move_into_thread_name_spaces(container, all),
-        result => result,
-    }
+    // One's own user namespace cannot be joined again.
+    all.set(ThreadNameSpaceType::USER, with_user);
+    move_into_thread_name_spaces(container, all)
 }
 
 fn open_terminal(copy: &Copy<'_>, process: &Process) -> Result<Option<OwnedFd>> {

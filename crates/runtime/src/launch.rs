@@ -18,10 +18,14 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a killed copy is waited for. One that hangs in the kernel is left to the caller's reaping.
 const KILL_DEADLINE: Duration = Duration::from_secs(1);
 
-/// The master of a terminal comes with this message.
-const TERMINAL: &[u8] = b"t";
+/// A descriptor comes with this message: the master of a terminal, or what the copy was to fetch.
+const HANDED_OVER: &[u8] = b"t";
 /// What was to be made is made, and can be taken.
 const MADE: &[u8] = b"m";
+/// The answer to that: go on.
+const GO_ON: &[u8] = b"g";
+/// Asks for a volume of the host; its number follows. The answer is an errno, or the volume's descriptor.
+const ASKS_FOR_VOLUME: u8 = b'v';
 
 /// What a copy of the process works with.
 pub(crate) struct Copy<'a> {
@@ -31,9 +35,21 @@ pub(crate) struct Copy<'a> {
 }
 
 impl Copy<'_> {
-    /// Hands the master of the process's terminal over.
-    pub(crate) fn send_terminal(&self, master: BorrowedFd<'_>) -> rustix::io::Result<()> {
-        self.send(TERMINAL, &[master])
+    /// Hands a descriptor over: the master of the process's terminal, or what the copy was to fetch.
+    pub(crate) fn hand_over(&self, fd: BorrowedFd<'_>) -> rustix::io::Result<()> {
+        self.send(HANDED_OVER, &[fd])
+    }
+
+    /// Asks the caller to take the plan's mount number `index` from the host anew, which a copy in a user namespace cannot.
+    pub(crate) fn ask_for_volume(&self, index: usize) -> rustix::io::Result<OwnedFd> {
+        let [a, b, c, d] = (index as u32).to_le_bytes();
+        self.send(&[ASKS_FOR_VOLUME, a, b, c, d], &[])?;
+        let mut answer = [0; 4];
+        match fd_passing::receive_small(self.channel, &mut answer)? {
+            (4, Some(volume)) => Ok(volume),
+            (4, None) => Err(Errno::from_raw_os_error(i32::from_le_bytes(answer) & 0xfff)),
+            _ => Err(Errno::PIPE),
+        }
     }
 
     /// Tells that what was to be made is made, and blocks until the parent has taken it (true) or is gone (false).
@@ -47,6 +63,11 @@ impl Copy<'_> {
                 Err(errno) => return Err(errno),
             }
         }
+    }
+
+    /// The exit status of a copy whose work has ended in this way; a failure is noted.
+    pub(crate) fn status_of(&self, worked: rustix::io::Result<()>) -> u8 {
+        self.report.status_of(worked)
     }
 
     /// Closes every descriptor above 2 but the channel, which execve closes.
@@ -83,7 +104,7 @@ pub(crate) struct Launched {
     report: Report,
     channel: OwnedFd,
     deadline: Instant,
-    terminal: Option<OwnedFd>,
+    handed_over: Option<OwnedFd>,
     sibling: bool,
 }
 
@@ -91,6 +112,7 @@ pub(crate) struct Launched {
 #[derive(PartialEq, Eq)]
 enum Event {
     Made,
+    AsksForVolume(usize),
     Gone,
 }
 
@@ -109,35 +131,39 @@ pub(crate) fn launch(
             process::close_all_but(&kept, &in_copy)?;
             work(&Copy { report: &report, channel: end.as_fd(), in_copy })
         });
-        match worked {
-            Ok(()) => 0,
-            Err(errno) => {
-                report.fail(errno);
-                1
-            }
-        }
+        report.status_of(worked)
     });
     let child =
         child.map_err(|errno| failure(if birth.cgroup.is_some() { CLONE_INTO_CGROUP } else { "clone" }, errno, ""))?;
     let deadline = Instant::now() + START_DEADLINE;
     let sibling = birth.sibling;
-    Ok(Launched { child: Some(child), report, channel, deadline, terminal: None, sibling })
+    Ok(Launched { child: Some(child), report, channel, deadline, handed_over: None, sibling })
 }
 
 /// The step's words when a copy could not be born in its cgroup.
 pub(crate) const CLONE_INTO_CGROUP: &str = "clone into cgroup";
 
 impl Launched {
-    /// Waits for the execve; `about` names the thing that a step with an index is about.
-    pub(crate) fn executed(mut self, about: impl Fn(Step, usize) -> String) -> Result<Started, StartFailure> {
-        let event = self.event();
-        if event != Ok(Event::Gone) {
-            return Err(self.interrupted(event.err(), &about));
+    /// Waits for the execve; `about` names the thing that a step with an index is about, `volume` takes a volume that
+    /// the copy asks for.
+    pub(crate) fn executed(
+        mut self,
+        about: impl Fn(Step, usize) -> String,
+        volume: impl Fn(usize) -> Result<OwnedFd, StartFailure>,
+    ) -> Result<Started, StartFailure> {
+        loop {
+            match self.event() {
+                Ok(Event::Gone) => break,
+                Ok(Event::AsksForVolume(index)) => {
+                    self.answer(volume(index)).map_err(|errno| self.interrupted(Some(errno), &about))?;
+                }
+                other => return Err(self.interrupted(other.err(), &about)),
+            }
         }
         match self.report.outcome() {
             Outcome::Ready => {
                 let child = self.take_started()?;
-                Ok(Started { child, terminal: self.terminal.take() })
+                Ok(Started { child, terminal: self.handed_over.take() })
             }
             Outcome::Failed(errno) => {
                 let (step, index) = self.report.at();
@@ -147,10 +173,37 @@ impl Launched {
         }
     }
 
-    /// Waits until the copy says that it has made what it was to make. Its pid is good until [`Launched::finish`].
+    fn answer(&self, volume: Result<OwnedFd, StartFailure>) -> Result<(), Errno> {
+        let (errno, volume) = match volume {
+            Ok(volume) => (0, Some(volume)),
+            Err(failure) if failure.errno != 0 => (failure.errno, None),
+            Err(_) => (Errno::IO.raw_os_error(), None),
+        };
+        let fds: Vec<_> = volume.iter().map(|fd| fd.as_fd()).collect();
+        fd_passing::send(self.channel.as_fd(), &errno.to_le_bytes(), &fds, SendFlags::DONTWAIT)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    }
+
+    /// Waits for the descriptor that the copy was to fetch, and for its end.
+    pub(crate) fn fetched(mut self, about: impl Fn(Step, usize) -> String) -> Result<OwnedFd, StartFailure> {
+        let event = self.event();
+        match (event, self.handed_over.take(), self.report.outcome()) {
+            (Ok(Event::Gone), Some(fd), Outcome::SettingUp) => Ok(fd),
+            (Ok(Event::Gone), _, Outcome::Failed(errno)) => {
+                let (step, index) = self.report.at();
+                Err(failure(step.words(), errno, about(step, index)))
+            }
+            (Ok(Event::Gone), ..) => Err(self.died(&about)),
+            (other, ..) => Err(self.interrupted(other.err(), &about)),
+        }
+    }
+
+    /// Waits until the copy, or the one that goes on in its place, says that it has made what it was to make. Its pid is
+    /// good until it is released or dropped.
     pub(crate) fn made(&mut self, about: impl Fn(Step, usize) -> String) -> Result<u32, StartFailure> {
         match self.event() {
-            Ok(Event::Made) => Ok(self.child.as_ref().map_or(0, |child| child.pid)),
+            Ok(Event::Made) => self.maker(),
+            Ok(Event::AsksForVolume(_)) => Err(self.interrupted(None, &about)),
             Ok(Event::Gone) => match self.report.outcome() {
                 Outcome::Failed(errno) => {
                     let (step, index) = self.report.at();
@@ -162,23 +215,46 @@ impl Launched {
         }
     }
 
-    /// Lets a copy that waits in [`Copy::made`] go on, and keeps it as a child.
-    pub(crate) fn release(mut self) -> Result<Child, StartFailure> {
-        rustix::io::write(&self.channel, b"g").map_err(|errno| failure(Step::PodInit.words(), errno, ""))?;
-        self.child.take().map(Child::from).ok_or_else(|| failure("keep a child", Errno::CHILD, ""))
+    fn maker(&self) -> Result<u32, StartFailure> {
+        let Some(child) = &self.child else { return Err(failure("keep a child", Errno::CHILD, "")) };
+        if !self.sibling {
+            return Ok(child.pid);
+        }
+        // The helper ends as soon as it has said who goes on in its place, which that one may be quicker than.
+        let ended = wait_readable(child.pidfd.as_fd(), PollFlags::IN, self.deadline);
+        let sibling = ended.and_then(|()| self.report.sibling().ok_or(Errno::CHILD));
+        sibling.map_err(|errno| failure(Step::EnterPidNamespace.words(), errno, ""))
     }
 
-    /// The next thing that the copy tells; a terminal is put aside.
+    /// Lets a copy that waits in [`Copy::made`] go on.
+    pub(crate) fn proceed(&self) -> Result<(), StartFailure> {
+        let (step, _) = self.report.at();
+        rustix::io::write(&self.channel, GO_ON).map_err(|errno| failure(step.words(), errno, ""))?;
+        Ok(())
+    }
+
+    /// [`Launched::proceed`], after which the copy, or the one that goes on in its place, is the caller's child.
+    pub(crate) fn release(mut self) -> Result<Child, StartFailure> {
+        self.proceed()?;
+        self.take_started()
+    }
+
+    /// The next thing that the copy tells; a descriptor that it hands over is put aside.
     fn event(&mut self) -> Result<Event, Errno> {
         let (mut bytes, mut fds) = (Vec::new(), Vec::new());
         loop {
             wait_readable(self.channel.as_fd(), PollFlags::IN, self.deadline)?;
             match fd_passing::receive(self.channel.as_fd(), &mut bytes, &mut fds) {
                 Ok(0) => return Ok(Event::Gone),
-                Ok(_) if bytes == TERMINAL => self.terminal = fds.pop(),
+                Ok(_) if bytes == HANDED_OVER => self.handed_over = fds.pop(),
                 Ok(_) if bytes == MADE => return Ok(Event::Made),
-                // A copy can be taken over by a process that may trace it: what it says is then not ours.
-                Ok(_) => return Err(Errno::BADMSG),
+                Ok(_) => match bytes[..] {
+                    [ASKS_FOR_VOLUME, a, b, c, d] => {
+                        return Ok(Event::AsksForVolume(u32::from_le_bytes([a, b, c, d]) as usize));
+                    }
+                    // A copy can be taken over by a process that may trace it: what it says is then not ours.
+                    _ => return Err(Errno::BADMSG),
+                },
                 Err(error) => match Errno::from_io_error(&error) {
                     // It died with a message of ours unread.
                     Some(Errno::CONNRESET) => return Ok(Event::Gone),

@@ -15,15 +15,21 @@ mod launch;
 mod path;
 mod pod;
 mod pod_init;
+mod probe;
 mod process;
 mod rootfs;
 mod step;
+mod user_namespace;
 
+pub use probe::probe_user_namespaces;
+
+use knarr_model::UserNamespace;
 use knarr_model::plan::{ContainerPlan, ExecPlan, FdIndex, PodPlan, StartFailure};
 use launch::failure;
 use rustix::fs::{Mode, OFlags, fstatfs};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use user_namespace::Membership;
 
 /// What a pod owns as a whole. Dropping it drops the last reference to its namespaces, once no process is in them.
 #[derive(Debug)]
@@ -40,6 +46,30 @@ pub struct PodNamespaces {
     pub pid: Option<OwnedFd>,
     /// The first process of the shared PID namespace; a child of the caller, dies with it.
     pub pid_init: Option<Child>,
+    /// Owns all of the above; `None`: the host's.
+    pub user: Option<PodUser>,
+}
+
+impl PodNamespaces {
+    /// What the pod's user namespace means for a process of it.
+    pub(crate) fn membership(&self) -> Option<Membership<'_>> {
+        self.user.as_ref().map(|user| user.membership(self.net.is_none()))
+    }
+}
+
+/// A pod's user namespace.
+#[derive(Debug)]
+pub struct PodUser {
+    /// the namespace
+    pub namespace: OwnedFd,
+    /// who is who in it
+    pub ids: UserNamespace,
+}
+
+impl PodUser {
+    fn membership(&self, host_network: bool) -> Membership<'_> {
+        Membership { namespace: self.namespace.as_fd(), ids: self.ids, host_network }
+    }
 }
 
 /// A child of the caller that it has to reap.
@@ -90,16 +120,17 @@ pub fn start_container(
     container::start(pod, plan, fds, stdio, target)
 }
 
-/// Starts one more process in the container whose first process `container` is the pidfd of.
+/// Starts one more process in the container whose first process `container` is the pidfd of; `user` is that of its pod.
 ///
 /// "container is not running" is the failure's step when it has ended.
 pub fn exec(
+    user: Option<&PodUser>,
     container: BorrowedFd<'_>,
     plan: &ExecPlan,
     fds: &[OwnedFd],
     stdio: Stdio,
 ) -> Result<Started, StartFailure> {
-    exec::start(container, plan, fds, stdio)
+    exec::start(user, container, plan, fds, stdio)
 }
 
 /// What the parent's side gives.

@@ -7,6 +7,8 @@
 //! ├── files/   resolv.conf and the like
 //! ├── proc/    procfs of the shared PID namespace, if there is one
 //! ├── empty/   covers masked directories; root of the shared PID namespace's init
+//! ├── host/    with a user namespace: proc/ and sys/, see [`Templates`]
+//! ├── nodes/   with a user namespace: where a container's device nodes are copied from
 //! └── null     covers masked files
 //! ```
 
@@ -15,9 +17,11 @@ use crate::launch::{Birth, Copy, Launched, failure, io_failure, launch};
 use crate::pod_init;
 use crate::process::{lossy, string};
 use crate::step::Step;
-use crate::{PodNamespaces, descriptor};
+use crate::user_namespace;
+use crate::{PodNamespaces, PodUser, descriptor};
+use knarr_model::UserNamespace;
 use knarr_model::plan::PodPlan;
-use knarr_sys::mount::{self, Attributes, NODEV, NOEXEC, NOSUID};
+use knarr_sys::mount::{self, Attributes, NODEV, NOEXEC, NOSUID, RDONLY};
 use knarr_sys::namespace::{self, Kind};
 use knarr_sys::open;
 use knarr_sys::thread::unshare_namespaces;
@@ -39,6 +43,17 @@ struct Pod<'a> {
     sysctls: Vec<(CString, &'a [u8])>,
     shm_size: Option<CString>,
     files: Vec<(CString, &'a [u8])>,
+    user: Option<UserNamespace>,
+}
+
+/// A procfs and a sysfs of the host's.
+///
+/// In a mount namespace that belongs to a user namespace, the kernel lets either be mounted only where one is to be seen
+/// already, so that nobody gets to see by it what was hidden from him. These are read-only, and gone from a container
+/// with the pod's root, before anything of it runs.
+struct Templates {
+    proc: OwnedFd,
+    sysfs: OwnedFd,
 }
 
 /// See [`crate::set_up_pod`].
@@ -47,6 +62,11 @@ pub(crate) fn set_up(plan: &PodPlan, fds: &[OwnedFd]) -> Attempt<PodNamespaces> 
     let proc = crate::host_proc()?;
     let birth = Birth { new: 0, cgroup: None, kept: vec![pod.base, proc.as_fd()], sibling: false };
     let mut helper = launch(birth, |copy| pod.carry_out(copy, proc.as_fd()))?;
+    if let Some(ids) = &plan.user {
+        let pid = helper.made(|step, index| about(plan, step, index))?;
+        user_namespace::write_ids(proc.as_fd(), pid, ids)?;
+        helper.proceed()?;
+    }
     let namespaces = take_namespaces(plan, &mut helper, proc.as_fd())?;
     // Its namespaces live on in our descriptors.
     drop(helper);
@@ -68,6 +88,7 @@ fn take_namespaces(plan: &PodPlan, helper: &mut Launched, proc: BorrowedFd<'_>) 
             .map_err(|error| io_failure("open namespace", &error, kind.name().to_string_lossy()))
     };
     let of_if = |wanted: bool, kind| if wanted { of(kind).map(Some) } else { Ok(None) };
+    let user = plan.user.map(|ids| Ok(PodUser { namespace: of(Kind::User)?, ids }));
     Ok(PodNamespaces {
         mount: of(Kind::Mount)?,
         net: of_if(plan.new_net, Kind::Net)?,
@@ -75,6 +96,7 @@ fn take_namespaces(plan: &PodPlan, helper: &mut Launched, proc: BorrowedFd<'_>) 
         uts: of_if(plan.new_uts, Kind::Uts)?,
         pid: None,
         pid_init: None,
+        user: user.transpose()?,
     })
 }
 
@@ -93,16 +115,26 @@ impl<'a> Pod<'a> {
             sysctls: sysctls.collect::<Attempt<_>>()?,
             shm_size: (plan.shm_size != 0).then(|| string(plan.shm_size.to_string().as_bytes())).transpose()?,
             files: files.collect::<Attempt<_>>()?,
+            user: plan.user,
         })
     }
 
     fn carry_out(&self, copy: &Copy<'_>, proc: BorrowedFd<'_>) -> Result<()> {
         rustix::process::umask(Mode::empty());
+        let templates = if self.user.is_some() { Some(Templates::make(copy)?) } else { None };
         copy.report.step(Step::NewNamespaces);
         move_into_link_name_space(self.base, Some(LinkNameSpaceType::Mount))?;
+        if self.user.is_some() {
+            user_namespace::make(copy)?;
+            copy.report.step(Step::NewNamespaces);
+        }
         unshare_namespaces(self.new)?;
         copy.report.step(Step::PodRoot);
         self.make_root()?;
+        if let Some(templates) = templates {
+            copy.report.step(Step::HostTemplates);
+            templates.place()?;
+        }
         self.make_shm(copy)?;
         for (index, (path, content)) in self.files.iter().enumerate() {
             copy.report.step_of(Step::PodFile, index);
@@ -148,6 +180,28 @@ impl<'a> Pod<'a> {
         let attributes = Attributes { set: NOSUID | NODEV | NOEXEC, ..Attributes::default() };
         let shm = mount::new_filesystem(c"tmpfs", [(c"mode", c"1777"), (c"size", size.as_c_str())], attributes)?;
         mount::place(shm, openat(CWD, c"shm", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+    }
+}
+
+impl Templates {
+    /// On the host, whose rights this needs.
+    fn make(copy: &Copy<'_>) -> Result<Self> {
+        copy.report.step(Step::HostTemplates);
+        let attributes = Attributes { set: RDONLY | NOSUID | NODEV | NOEXEC, ..Attributes::default() };
+        let make = |fstype| mount::new_filesystem(fstype, [], attributes);
+        Ok(Self { proc: make(c"proc")?, sysfs: make(c"sysfs")? })
+    }
+
+    fn place(self) -> Result<()> {
+        let mode = Mode::from_raw_mode(0o700);
+        mkdirat(CWD, c"nodes", mode)?;
+        mkdirat(CWD, c"host", mode)?;
+        for (path, template) in [(c"host/proc", self.proc), (c"host/sys", self.sysfs)] {
+            mkdirat(CWD, path, mode)?;
+            let target = openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            mount::place(template, target)?;
+        }
+        Ok(())
     }
 }
 

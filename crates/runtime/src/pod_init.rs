@@ -1,16 +1,18 @@
 //! The first process of a shared PID namespace: holds it, and has the kernel reap what is orphaned in it.
 //!
-//! It is a copy of the caller that never executes anything. Nothing can be reached through it: no descriptor, an empty
+//! It is a copy of the caller (of a helper in the pod's user namespace, if the pod has one, since the PID namespace has to
+//! belong to that) that never executes anything. Nothing can be reached through it: no descriptor, an empty
 //! directory as its root, no privilege, and it cannot be traced. It ends with the caller.
 
 use crate::Attempt;
 use crate::launch::{Birth, Copy, io_failure, launch};
 use crate::step::Step;
+use crate::user_namespace::{self, Membership};
 use crate::{Child, PodNamespaces};
 use knarr_sys::capability::{self, Sets};
 use knarr_sys::mount::{self, Attributes, NODEV, NOEXEC, NOSUID};
 use knarr_sys::namespace::{self, Kind};
-use knarr_sys::process::{NEW_PID, die_with_parent, forbid_dumps};
+use knarr_sys::process::{NEW_PID, copy_process_as_sibling, die_with_parent, forbid_dumps};
 use knarr_sys::{open, signal};
 use rustix::fs::{Gid, OFlags, Uid};
 use rustix::io::{Errno, Result};
@@ -28,16 +30,26 @@ pub(crate) fn start(mut pod: PodNamespaces, proc: BorrowedFd<'_>) -> Attempt<Pod
         (LinkNameSpaceType::HostNameAndNISDomainName, pod.uts.as_ref()),
         (LinkNameSpaceType::Mount, Some(&pod.mount)),
     ];
-    let kept = joins.iter().filter_map(|(_, fd)| Some((*fd)?.as_fd())).collect();
-    let birth = Birth { new: NEW_PID, cgroup: None, kept, sibling: false };
-    let mut launched = launch(birth, |copy| {
-        copy.report.step(Step::PodInit);
+    let user = pod.membership();
+    let mut kept: Vec<_> = joins.iter().filter_map(|(_, fd)| Some((*fd)?.as_fd())).collect();
+    kept.extend(user.map(|user| user.namespace));
+    let new = if user.is_some() { 0 } else { NEW_PID };
+    let birth = Birth { new, cgroup: None, kept, sibling: user.is_some() };
+    let join_and_run = |copy: &Copy<'_>| {
         for (kind, fd) in joins {
             if let Some(fd) = fd {
                 move_into_link_name_space(fd.as_fd(), Some(kind))?;
             }
         }
-        run(copy)
+        run(copy, user)
+    };
+    let mut launched = launch(birth, |copy| {
+        copy.report.step(Step::PodInit);
+        let Some(user) = user else { return join_and_run(copy) };
+        user_namespace::enter(user.namespace)?;
+        let pid = copy_process_as_sibling(NEW_PID, || copy.status_of(join_and_run(copy)))?;
+        copy.report.set_sibling(pid);
+        Ok(())
     })?;
     let pid = launched.made(|_, _| String::new())?;
     let namespace =
@@ -48,7 +60,7 @@ pub(crate) fn start(mut pod: PodNamespaces, proc: BorrowedFd<'_>) -> Attempt<Pod
     Ok(pod)
 }
 
-fn run(copy: &Copy<'_>) -> Result<()> {
+fn run(copy: &Copy<'_>, user: Option<Membership<'_>>) -> Result<()> {
     // Of this PID namespace; containers take it from here, since they stay outside while they set up.
     let proc =
         mount::new_filesystem(c"proc", [], Attributes { set: NOSUID | NODEV | NOEXEC, ..Attributes::default() })?;
@@ -64,7 +76,7 @@ fn run(copy: &Copy<'_>) -> Result<()> {
     signal::ignore(knarr_sys::signal::CHILD)?;
     rustix::process::setsid()?;
     rustix::thread::set_name(c"knarr-init")?;
-    drop_privilege()?;
+    drop_privilege(user)?;
     forbid_dumps()?;
     // Forgotten when credentials change, so after that; and if the caller ended before it, the answer does not come.
     die_with_parent()?;
@@ -80,11 +92,16 @@ fn run(copy: &Copy<'_>) -> Result<()> {
     }
 }
 
-fn drop_privilege() -> Result<()> {
+fn drop_privilege(user: Option<Membership<'_>>) -> Result<()> {
+    // A user namespace may be too small to have a nobody.
+    let nobody = |last: Option<u32>| last.map_or(NOBODY, |last| last.min(NOBODY));
+    let (uid, gid) =
+        (nobody(user.and_then(|user| user.ids.uids.last())), nobody(user.and_then(|user| user.ids.gids.last())));
+
     capability::keep_in_bounding(0)?;
     rustix::thread::set_no_new_privs(true)?;
     rustix::thread::set_thread_groups(&[])?;
-    let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     rustix::thread::set_thread_res_gid(gid, gid, gid)?;
     rustix::thread::set_thread_res_uid(uid, uid, uid)?;
     capability::set(Sets::default())

@@ -10,11 +10,11 @@
 use crate::Attempt;
 use crate::launch::{Copy, failure};
 use crate::step::Step;
-use knarr_model::ContainerId;
 use knarr_model::plan::{ProcessPlan, Rlimit};
+use knarr_model::{ContainerId, UserNamespace};
 use knarr_sys::capability::{self, SYS_ADMIN, Sets};
 use knarr_sys::process::{
-    StringArray, copy_process_as_sibling, execute, join_session_keyring, set_limit, set_oom_score,
+    StringArray, copy_process_as_sibling, execute, join_session_keyring, raise_hard_limit, set_limit, set_oom_score,
     working_directory_is_reachable,
 };
 use knarr_sys::seccomp::Filter;
@@ -39,6 +39,8 @@ pub(crate) struct Process {
     pub(crate) create_cwd: bool,
     uid: Uid,
     gid: Gid,
+    /// The same two as the host counts.
+    on_host: (Uid, Gid),
     groups: Vec<Gid>,
     umask: Mode,
     no_new_privs: bool,
@@ -59,7 +61,13 @@ pub(crate) struct Process {
 
 impl Process {
     /// Lays a plan out; refuses what no process can be started with.
-    pub(crate) fn prepare(plan: &ProcessPlan, container: &ContainerId) -> Attempt<Self> {
+    ///
+    /// `ids` are those of the pod's user namespace.
+    pub(crate) fn prepare(plan: &ProcessPlan, container: &ContainerId, ids: Option<&UserNamespace>) -> Attempt<Self> {
+        let on_host = match ids {
+            Some(ids) => owner_on_host(plan, ids)?,
+            None => (Uid::from_raw(plan.uid), Gid::from_raw(plan.gid)),
+        };
         let program = plan.args.first().filter(|program| !program.is_empty());
         let program = program.ok_or_else(|| failure(Step::Execve.words(), Errno::NOENT, ""))?;
         if !plan.cwd.starts_with(b"/") {
@@ -83,10 +91,12 @@ impl Process {
             create_cwd: plan.create_cwd,
             uid: Uid::from_raw(plan.uid),
             gid: Gid::from_raw(plan.gid),
+            on_host,
             groups: plan.groups.iter().map(|&group| Gid::from_raw(group)).collect(),
             umask: Mode::from_raw_mode(plan.umask & 0o777),
             no_new_privs: plan.no_new_privs,
-            bounding: plan.capabilities.bounding,
+            // A user namespace begins with all of them, also with those that the host has been denied.
+            bounding: plan.capabilities.bounding & if ids.is_some() { held.permitted } else { u64::MAX },
             // The kernel keeps ambient within inheritable; without ambient ones, nothing is inheritable.
             sets: Sets { effective: plan.capabilities.effective & permitted, permitted, inheritable: ambient },
             ambient,
@@ -123,6 +133,24 @@ impl Process {
         Ok(())
     }
 
+    /// What cannot be done any more in the pod's user namespace: pipes that the host's root has made are nobody's there,
+    /// and limits can only be lowered.
+    pub(crate) fn prepare_for_user(&self, copy: &Copy<'_>, stdio: [BorrowedFd<'_>; 3]) -> Result<()> {
+        for (index, limit) in self.limits.iter().enumerate() {
+            copy.report.step_of(Step::Limit, index);
+            raise_hard_limit(limit.resource, limit.hard)?;
+        }
+        if self.terminal {
+            return Ok(());
+        }
+        for fd in stdio {
+            if FileType::from_raw_mode(fstat(fd)?.st_mode) == FileType::Fifo {
+                let _ = fchown(fd, Some(self.on_host.0), Some(self.on_host.1));
+            }
+        }
+        Ok(())
+    }
+
     /// Opens the process's terminal in the container's own devpts, hands its master over and gives its slave.
     pub(crate) fn open_terminal(&self, copy: &Copy<'_>, devpts: BorrowedFd<'_>) -> Result<OwnedFd> {
         copy.report.step(Step::OpenTerminal);
@@ -131,7 +159,7 @@ impl Process {
         if columns != 0 && rows != 0 {
             terminal::set_size(&master, columns, rows)?;
         }
-        copy.send_terminal(master.as_fd())?;
+        copy.hand_over(master.as_fd())?;
         Ok(slave)
     }
 
@@ -179,12 +207,7 @@ impl Process {
             return self.execute(copy);
         }
         copy.report.step(Step::EnterPidNamespace);
-        let pid = copy_process_as_sibling(|| {
-            if let Err(errno) = self.execute(copy) {
-                copy.report.fail(errno);
-            }
-            1
-        })?;
+        let pid = copy_process_as_sibling(0, || copy.status_of(self.execute(copy)))?;
         copy.report.set_sibling(pid);
         Ok(())
     }
@@ -252,6 +275,17 @@ impl Process {
         }
         Err(if denied { Errno::ACCESS } else { Errno::NOENT })
     }
+}
+
+/// An id that is not mapped is nobody's: no process can have it.
+fn owner_on_host(plan: &ProcessPlan, ids: &UserNamespace) -> Attempt<(Uid, Gid)> {
+    let not_mapped = |step: Step, id: u32| failure(step.words(), Errno::INVAL, format!("{id}, which is not mapped"));
+    let uid = ids.uids.to_host(plan.uid).ok_or_else(|| not_mapped(Step::SetUid, plan.uid))?;
+    let gid = ids.gids.to_host(plan.gid).ok_or_else(|| not_mapped(Step::SetGid, plan.gid))?;
+    if let Some(group) = plan.groups.iter().find(|group| ids.gids.to_host(**group).is_none()) {
+        return Err(not_mapped(Step::SetGroups, *group));
+    }
+    Ok((Uid::from_raw(uid), Gid::from_raw(gid)))
 }
 
 /// The thing of the plan that a step is about.

@@ -12,7 +12,8 @@ use crate::launch::Copy;
 use crate::path::{Make, open_or_make};
 use crate::process::{Process, string};
 use crate::step::Step;
-use devices::{Device, Link};
+use crate::user_namespace::Membership;
+use devices::{Devices, Link};
 use knarr_model::plan::ContainerPlan;
 use knarr_sys::mount::{self, Attributes};
 use knarr_sys::{namespace, open};
@@ -27,7 +28,7 @@ pub(crate) struct Rootfs<'a> {
     root: BorrowedFd<'a>,
     read_only: bool,
     mounts: Mounts<'a>,
-    devices: Vec<Device>,
+    devices: Devices,
     links: Vec<Link>,
     readonly_paths: Vec<CString>,
     masked_paths: Vec<CString>,
@@ -35,13 +36,13 @@ pub(crate) struct Rootfs<'a> {
 
 impl<'a> Rootfs<'a> {
     /// Lays a plan out; `fds` are the message's.
-    pub(crate) fn prepare(plan: &ContainerPlan, fds: &'a [OwnedFd]) -> Attempt<Self> {
+    pub(crate) fn prepare(plan: &ContainerPlan, fds: &'a [OwnedFd], user: Option<Membership<'a>>) -> Attempt<Self> {
         let paths = |list: &[Vec<u8>]| list.iter().map(|path| string(path)).collect::<Attempt<_>>();
         Ok(Self {
             root: crate::descriptor(fds, plan.rootfs)?,
             read_only: plan.read_only_rootfs,
-            mounts: Mounts::prepare(plan, fds)?,
-            devices: plan.devices.iter().map(Device::prepare).collect::<Attempt<_>>()?,
+            mounts: Mounts::prepare(plan, fds, user)?,
+            devices: Devices::prepare(&plan.devices, user.is_some())?,
             links: plan.links.iter().map(Link::prepare).collect::<Attempt<_>>()?,
             readonly_paths: paths(&plan.readonly_paths)?,
             masked_paths: paths(&plan.masked_paths)?,
@@ -58,7 +59,7 @@ impl<'a> Rootfs<'a> {
     /// Opens everything that comes from the host, while the copy is still there.
     pub(crate) fn open_sources(&mut self, copy: &Copy<'_>, host: &Host<'_>) -> Result<()> {
         self.mounts.open_sources(copy, host)?;
-        devices::open_sources(&mut self.devices, copy)
+        self.devices.open_sources(copy, host.user)
     }
 
     /// Takes over the procfs of the PID namespace that was joined, from a container that runs in it.
@@ -74,7 +75,7 @@ impl<'a> Rootfs<'a> {
         mount::set_attributes(self.root, true, Attributes::propagation(mounts::PRIVATE))?;
         mount::place(self.root, open::beneath(&pod, c"rootfs", OFlags::PATH | OFlags::DIRECTORY)?)?;
         self.mounts.place(copy, self.root, pod.as_fd(), host)?;
-        devices::make_all(&self.devices, copy, self.root)?;
+        self.devices.make_all(copy, self.root, pod.as_fd())?;
         devices::link_all(&self.links, copy, self.root)?;
         let terminal = if process.terminal { Some(self.place_console(copy, process)?) } else { None };
         masks::make_read_only(&self.readonly_paths, copy, self.root)?;

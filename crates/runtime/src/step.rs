@@ -38,8 +38,13 @@ steps! {
     Selinux = "set the SELinux label",
     /// index: which mount
     OpenVolume = "open volume",
+    /// index: which mount
+    MapVolume = "map the owners of volume (its file system must support id-mapped mounts)",
     /// index: which mount, then which hierarchy of it
     OpenCgroup = "open cgroup for mounting",
+    NewUserNamespace = "make a user namespace",
+    MapIds = "map the ids of the user namespace",
+    JoinUserNamespace = "join the pod's user namespace",
     JoinNamespaces = "join the pod's namespaces",
     JoinTarget = "join the target container's PID namespace",
     JoinContainer = "join the container's namespaces",
@@ -77,6 +82,7 @@ steps! {
     EnterPidNamespace = "start in the PID namespace",
     Session = "start a session",
     Execve = "execve",
+    HostTemplates = "make the templates of proc and sysfs",
     PodRoot = "make the pod's file system",
     /// index: which file
     PodFile = "write the pod's file",
@@ -141,6 +147,17 @@ impl Report {
         let words = self.words.words();
         words[Self::ERRNO].store(errno.raw_os_error() as u32, Relaxed);
         words[Self::OUTCOME].store(FAILED, Release);
+    }
+
+    /// In the copy: its exit status, now that its work has ended; a failure is noted.
+    pub(crate) fn status_of(&self, worked: rustix::io::Result<()>) -> u8 {
+        match worked {
+            Ok(()) => 0,
+            Err(errno) => {
+                self.fail(errno);
+                1
+            }
+        }
     }
 
     /// In the helper: the process that goes on in its place.

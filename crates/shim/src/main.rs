@@ -7,7 +7,8 @@
 //! here that the daemon could have decided.
 //!
 //! It is started with a listening Unix SEQPACKET socket as standard input, the pod's run-time directory as working
-//! directory and a file for its own complaints as standard error. Its arguments are for people who read `ps`.
+//! directory and a file for its own complaints as standard error. Its arguments are for people who read `ps`,
+//! but for one with which it only tries what the host allows, and ends.
 
 mod attach;
 mod connection;
@@ -17,10 +18,12 @@ mod requests;
 mod supervisor;
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use knarr_model::plan::Rlimit;
 use knarr_sys::{process, signal};
+use knarr_wire::shim::PROBE_USER_NAMESPACES;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Signal};
 
@@ -45,6 +48,13 @@ fn run() -> io::Result<()> {
     // Before anything else: a process of a container that has joined us half-way must never be able to open
     // /proc/<us>/exe or our descriptors. The flag is inherited by every clone until its execve.
     process::forbid_dumps()?;
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|argument| argument == PROBE_USER_NAMESPACES) {
+        let directories: Vec<PathBuf> = arguments.map(PathBuf::from).collect();
+        let directories: Vec<&Path> = directories.iter().map(PathBuf::as_path).collect();
+        return knarr_runtime::probe_user_namespaces(&directories)
+            .map_err(|failure| io::Error::other(failure.to_string()));
+    }
     process::become_subreaper()?;
     // The daemon opens nothing without this flag; a library of its may, and a container must not get that.
     process::close_on_exec_from(3)?;

@@ -143,7 +143,9 @@ fn exec(shim: &mut Supervisor, mut plan: ExecPlan, fds: &[OwnedFd]) -> Answer {
     };
     let stdio = (|| Ok(Stdio { stdin: end(plan.stdin)?, stdout: end(plan.stdout)?, stderr: end(plan.stderr)? }))()
         .map_err(|errno: Errno| failed("take the ends of the pipes", errno, ""))?;
-    let started = knarr_runtime::exec(container.child.pidfd.as_fd(), plan, fds, stdio).map_err(Reply::StartFailed)?;
+    let user = shim.pod.as_ref().and_then(|pod| pod.namespaces.user.as_ref());
+    let first = container.child.pidfd.as_fd();
+    let started = knarr_runtime::exec(user, first, plan, fds, stdio).map_err(Reply::StartFailed)?;
 
     let reply = Reply::ExecStarted { pid: started.child.pid, terminal: started.terminal.is_some() };
     let pidfd = started.child.pidfd.try_clone();
@@ -250,10 +252,11 @@ fn known(shim: &Supervisor, id: &ContainerId) -> Result<usize, Reply> {
 /// The pod's descriptors for the daemon, and which they are.
 fn pod_fds(pod: &PodNamespaces) -> Result<(PodIsUp, Vec<OwnedFd>), Errno> {
     let init = pod.pid_init.as_ref().map(|init| &init.pidfd);
-    let all = [pod.net.as_ref(), pod.ipc.as_ref(), pod.uts.as_ref(), pod.pid.as_ref(), init];
+    let user = pod.user.as_ref().map(|user| &user.namespace);
+    let all = [pod.net.as_ref(), pod.ipc.as_ref(), pod.uts.as_ref(), pod.pid.as_ref(), init, user];
     let fds = all.iter().flatten().map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 3)).collect::<Result<_, _>>()?;
-    let [net, ipc, uts, pid, pid_init] = all.map(|fd| fd.is_some());
-    Ok((PodIsUp { net, ipc, uts, pid, pid_init }, fds))
+    let [net, ipc, uts, pid, pid_init, user] = all.map(|fd| fd.is_some());
+    Ok((PodIsUp { net, ipc, uts, pid, pid_init, user }, fds))
 }
 
 fn duplicate(fds: &[OwnedFd], index: FdIndex) -> Result<OwnedFd, Errno> {

@@ -74,6 +74,26 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>, fds: &mut Vec<Owned
     Ok(message.bytes)
 }
 
+/// Receives one small packet into `buffer` without allocating, and the descriptor (close-on-exec) that comes with it.
+///
+/// Gives the number of bytes; 0 means that the other side is closed. `EMSGSIZE` when the packet is larger than the buffer
+/// or its descriptor did not get through.
+pub fn receive_small(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> rustix::io::Result<(usize, Option<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let message = retry(|| recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::CMSG_CLOEXEC))?;
+    let mut received = None;
+    for part in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = part {
+            received = rights.last();
+        }
+    }
+    if message.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC) {
+        return Err(Errno::MSGSIZE);
+    }
+    Ok((message.bytes, received))
+}
+
 /// Makes room for packets of `bytes`; beyond the host's `wmem_max` with CAP_NET_ADMIN, else up to it.
 pub fn set_send_buffer(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
     if rustix::net::sockopt::set_socket_send_buffer_size_force(socket, bytes).is_ok() {
@@ -123,6 +143,24 @@ mod tests {
         assert_eq!((buffer.as_slice(), fds.len()), (&b"second"[..], 3));
         drop(a);
         assert_eq!(receive(b.as_fd(), &mut buffer, &mut fds).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_small_packet_is_received_into_what_is_there() {
+        let (a, b) = socket_pair().unwrap();
+        let mut buffer = [0; 4];
+        let file = null();
+        send(a.as_fd(), b"four", &[file.as_fd()], SendFlags::empty()).unwrap();
+        let (length, fd) = receive_small(b.as_fd(), &mut buffer).unwrap();
+        assert_eq!((&buffer[..length], fd.is_some()), (&b"four"[..], true));
+        assert!(rustix::io::fcntl_getfd(fd.unwrap()).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+        send(a.as_fd(), b"fives", &[], SendFlags::empty()).unwrap();
+        assert_eq!(receive_small(b.as_fd(), &mut buffer).unwrap_err(), Errno::MSGSIZE);
+        send(a.as_fd(), b"1", &[], SendFlags::empty()).unwrap();
+        let (length, fd) = receive_small(b.as_fd(), &mut buffer).unwrap();
+        assert_eq!((length, fd.is_some()), (1, false));
+        drop(a);
+        assert_eq!(receive_small(b.as_fd(), &mut buffer).unwrap().0, 0);
     }
 
     #[test]

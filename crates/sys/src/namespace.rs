@@ -1,5 +1,6 @@
 //! Namespaces by descriptor, and the empty mount namespace from which all others start.
 
+use crate::call::syscall;
 use crate::mount::{self, Attributes};
 use crate::thread::enter_private_mount_namespace;
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -8,7 +9,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{chroot, fchdir, pivot_root};
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 /// A namespace kind by its name in /proc/<pid>/ns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +50,15 @@ pub fn of_process(proc: impl AsFd, pid: u32, kind: Kind) -> io::Result<OwnedFd> 
 pub fn own(kind: Kind) -> io::Result<OwnedFd> {
     let path = CString::new(format!("/proc/thread-self/ns/{}", kind.name().to_string_lossy()))?;
     Ok(openat(CWD, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// The user namespace that a namespace belongs to. EPERM if it is not the caller's or one of its descendants.
+pub fn owner(namespace: impl AsFd) -> Result<OwnedFd> {
+    let fd = namespace.as_fd().as_raw_fd();
+    // SAFETY: this ioctl takes no argument.
+    let owner = unsafe { syscall!(libc::SYS_ioctl, fd, libc::NS_GET_USERNS, 0) }?;
+    // SAFETY: the kernel has just made this descriptor for us alone, close-on-exec.
+    Ok(unsafe { OwnedFd::from_raw_fd(owner as i32) })
 }
 
 /// Makes a mount namespace that holds nothing but an empty tmpfs as `/`, and gives its descriptor.

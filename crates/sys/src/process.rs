@@ -30,7 +30,7 @@ pub enum Ended {
     Killed(i32),
 }
 
-/// CLONE_NEW* flags for [`copy_process`].
+/// A CLONE_NEW* flag for [`copy_process`] and [`copy_process_as_sibling`].
 pub const NEW_PID: u64 = libc::CLONE_NEWPID as u64;
 
 /// Copies this process (its memory is not shared) and runs `child` in the copy, which exits with the status it gives.
@@ -63,15 +63,15 @@ pub fn copy_process(new: u64, cgroup: Option<BorrowedFd<'_>>, child: impl FnOnce
 }
 
 /// Like [`copy_process`], but the copy becomes a child of this process's parent, in the PID namespace that this process
-/// has joined for its children. Gives its pid as this process sees it.
+/// has joined for its children, or in a new one ([`NEW_PID`] in `new`). Gives its pid as this process sees it.
 ///
 /// Only for a copy made by [`copy_process`], EINVAL elsewhere. A system call filter may be loaded already: so this is
 /// the old clone call, which default profiles let through where they hide clone3, and nothing is asked of the kernel
 /// beside it.
-pub fn copy_process_as_sibling(child: impl FnOnce() -> u8) -> Result<u32> {
+pub fn copy_process_as_sibling(new: u64, child: impl FnOnce() -> u8) -> Result<u32> {
     // A copy starts with one thread, and nothing that runs in one starts another.
     InCopy::prove()?;
-    let flags = libc::CLONE_PARENT | libc::SIGCHLD;
+    let flags = new | (libc::CLONE_PARENT | libc::SIGCHLD) as u64;
     // SAFETY: as in copy_process; the four pointers are null, which the kernel takes as "none" for these flags, and the
     // order of the last two, which differs between machines, does not matter.
     match unsafe { syscall!(libc::SYS_clone, flags, 0, 0, 0, 0) }? {
@@ -322,6 +322,16 @@ pub fn set_limit(resource: u32, soft: u64, hard: u64) -> Result<()> {
     }
 }
 
+/// Raises the hard limit of a resource to `hard`, if it is lower, and leaves the soft one: for a process that is about
+/// to give up the right to.
+pub fn raise_hard_limit(resource: u32, hard: u64) -> Result<()> {
+    let now = limit(resource, None)?;
+    if hard > now.rlim_max {
+        set_limit(resource, now.rlim_cur, hard)?;
+    }
+    Ok(())
+}
+
 fn limit(resource: u32, new: Option<libc::rlimit64>) -> Result<libc::rlimit64> {
     let mut old = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
     let new = new.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
@@ -444,6 +454,20 @@ mod tests {
         assert!(shared.words().iter().all(|word| word.load(Relaxed) == 0));
         shared.words()[SharedWords::COUNT - 1].store(7, Relaxed);
         assert_eq!(shared.words()[SharedWords::COUNT - 1].load(Relaxed), 7);
+    }
+
+    #[test]
+    fn a_hard_limit_is_only_raised_and_the_soft_one_stays() {
+        let resource = libc::RLIMIT_CORE;
+        let before = limit(resource, None).unwrap();
+        raise_hard_limit(resource, 0).unwrap();
+        let after = limit(resource, None).unwrap();
+        assert_eq!((after.rlim_cur, after.rlim_max), (before.rlim_cur, before.rlim_max));
+        // Without the right to, it stays where it is.
+        raise_hard_limit(resource, u64::MAX).unwrap();
+        let raised = limit(resource, None).unwrap();
+        assert_eq!(raised.rlim_cur, before.rlim_cur);
+        assert!(raised.rlim_max >= before.rlim_max);
     }
 
     #[test]

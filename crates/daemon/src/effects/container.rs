@@ -5,13 +5,14 @@ use super::steps::Steps;
 use super::{LiveContainer, PodEffects, blocking, failed, not_started};
 use crate::cgroup::{CgroupFds, ContainerCgroup, Sample};
 use crate::oci;
+use crate::oci::users::ResolvedUser;
 use knarr_model::input::{Resolved, StartError, Started};
 use knarr_model::plan::{CgroupPlan, ContainerPlan, FdIndex};
 use knarr_model::pod::Container;
 use knarr_model::resources::Resources;
 use knarr_model::spec::{ContainerSpec, MountSource, PodSpec};
 use knarr_model::view::ContainerView;
-use knarr_model::{ContainerId, Error, ErrorKind};
+use knarr_model::{ContainerId, Error, ErrorKind, UserNamespace};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -55,10 +56,14 @@ impl PodEffects {
         let image = self.world.image(&spec.image)?;
         let lease = self.world.images.store().hold(&image.id).ok_or_else(|| Error::not_found("image", &image.id))?;
         let user = self.world.user_of(&image, spec).await?;
+        let root = match &self.spec.namespaces.user {
+            Some(ids) => Some(root_on_host(ids, &user)?),
+            None => None,
+        };
         let log = Some(oci::pod::log_path(&self.spec, spec)).filter(|path| !path.is_empty()).map(PathBuf::from);
         let (upper, volumes) = (self.world.paths.uppers.join(id.as_str()), host_paths(spec));
         let owner = id.clone();
-        blocking(move || make_places(&owner, &upper, log.as_deref(), &volumes)).await??;
+        blocking(move || make_places(&owner, &upper, root, log.as_deref(), &volumes)).await??;
         self.live().containers.insert(id.clone(), LiveContainer { lease: Some(lease), ..Default::default() });
         let stop_signal = oci::signal::stop_signal(spec.stop_signal, &image.config.stop_signal);
         Ok(Resolved { image_id: image.id.clone(), uid: user.uid, gid: user.gid, groups: user.groups, stop_signal })
@@ -84,6 +89,18 @@ impl PodEffects {
         }
     }
 
+    /// `None` in a pod that has none.
+    fn user_namespace(&self) -> Result<Option<Arc<OwnedFd>>, Error> {
+        match (&self.spec.namespaces.user, &self.live().user_ns) {
+            (None, _) => Ok(None),
+            (Some(_), Some(namespace)) => Ok(Some(namespace.clone())),
+            (Some(_), None) => {
+                let why = format!("the user namespace of pod {} is gone with its shim", self.id.short());
+                Err(Error::new(ErrorKind::Unavailable, why))
+            }
+        }
+    }
+
     async fn drop_cgroup(&self, id: &ContainerId, cgroup: Arc<ContainerCgroup>) {
         if let Some(container) = self.live().containers.get_mut(id) {
             container.cgroup = None;
@@ -98,7 +115,7 @@ impl PodEffects {
         steps.done("specification");
         let image = self.world.held_image(&parts.resolved.image_id)?;
         let upper = self.world.paths.uppers.join(parts.id.as_str());
-        let rootfs = self.world.rootfs(&image, Some(upper)).await?;
+        let rootfs = self.world.rootfs(&image, Some(upper), self.user_namespace()?).await?;
         steps.done("root file system");
         let (world, pod, parts_) = (self.world.clone(), self.pod_cgroup()?, parts.clone());
         let (pod_spec, pod_dir) = (self.spec.clone(), self.pod_dir());
@@ -239,7 +256,30 @@ fn host_paths(spec: &ContainerSpec) -> Vec<PathBuf> {
     sources.collect()
 }
 
-fn make_places(id: &ContainerId, upper: &Path, log: Option<&Path>, volumes: &[PathBuf]) -> Result<(), Error> {
+/// The host's ids of the root of a pod's user namespace. Every id that the container's user has must be in it: the kernel
+/// knows nobody else there.
+fn root_on_host(ids: &UserNamespace, user: &ResolvedUser) -> Result<(u32, u32), Error> {
+    let not_mapped = |what: &str, id: u32, last: Option<u32>| {
+        let why = format!("{what} {id} is not mapped in the pod's user namespace, which ends at {}", last.unwrap_or(0));
+        Error::new(ErrorKind::InvalidArgument, why)
+    };
+    if ids.uids.to_host(user.uid).is_none() {
+        return Err(not_mapped("user", user.uid, ids.uids.last()));
+    }
+    if let Some(group) = [user.gid].iter().chain(&user.groups).find(|group| ids.gids.to_host(**group).is_none()) {
+        return Err(not_mapped("group", *group, ids.gids.last()));
+    }
+    ids.root().ok_or_else(|| not_mapped("user", 0, ids.uids.last()))
+}
+
+/// `root` is who owns the container's `/`, if not the host's root.
+fn make_places(
+    id: &ContainerId,
+    upper: &Path,
+    root: Option<(u32, u32)>,
+    log: Option<&Path>,
+    volumes: &[PathBuf],
+) -> Result<(), Error> {
     let private = |path: &Path| std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     private(upper).map_err(failed(format_args!("make the writable layer {}", upper.display())))?;
     for name in ["upper", "work"] {
@@ -247,6 +287,11 @@ fn make_places(id: &ContainerId, upper: &Path, log: Option<&Path>, volumes: &[Pa
         // The upper's root becomes the container's `/`, which everybody may search.
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&path);
         made.map_err(failed(format_args!("make the writable layer {}", path.display())))?;
+    }
+    if let Some((uid, gid)) = root {
+        let path = upper.join("upper");
+        let given = std::os::unix::fs::chown(&path, Some(uid), Some(gid));
+        given.map_err(failed(format_args!("give {} to {uid}:{gid}", path.display())))?;
     }
     for volume in volumes {
         if std::fs::metadata(volume).is_err() {

@@ -87,6 +87,7 @@ impl PodEffects {
             StartError::Failed(failure) => Error::internal(failure.to_string()),
             StartError::Shim(error) => error,
         })?;
+        self.live().user_ns = up.user.map(Arc::new);
         steps.done("namespaces");
         let mut network = PodNetwork::default();
         if let Some(netns) = up.net {
@@ -148,6 +149,7 @@ impl PodEffects {
             shm_size: if namespaces.host_ipc { 0 } else { SHM_BYTES },
             files: self.files(),
             shim_oom_score_adj: SHIM_OOM_SCORE,
+            user: namespaces.user,
         }
     }
 
@@ -157,6 +159,7 @@ impl PodEffects {
         self.ending.store(true, Ordering::Release);
         let (shim, placing) = {
             let mut live = self.live();
+            live.user_ns = None;
             (live.shim.take(), live.placing.take())
         };
         if let Some(placing) = placing {
@@ -220,10 +223,11 @@ impl PodEffects {
             self.live().containers.entry(container.id.clone()).or_default().lease = lease;
         }
         let mut facts = ShimFacts::new();
-        if known.pod.is_none() {
+        let Some(up) = known.pod else {
             tracing::warn!(pod = self.id.as_str(), "its shim had not finished setting the pod up");
             return None;
-        }
+        };
+        self.live().user_ns = up.user.map(Arc::new);
         for (found, pidfd) in known.containers {
             let cgroup = self.container_cgroup(&found.id).ok();
             {

@@ -14,7 +14,7 @@ use knarr_image::store::Image;
 use knarr_model::resources::Resources;
 use knarr_model::spec::ContainerSpec;
 use knarr_model::{Error, ErrorKind};
-use knarr_sys::mount::OverlayThread;
+use knarr_sys::mount::{Attributes, OverlayThread};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -39,6 +39,8 @@ pub struct World {
     pub seccomp_default: Option<Arc<seccomp::Profile>>,
     /// knarr-shim on a detached read-only mount: no container can write the host's file through /proc/PID/exe.
     pub shim: OwnedFd,
+    /// Whether pods can have a user namespace of their own, with the host's network too; else why not.
+    pub user_namespaces: Result<(), String>,
     /// A mount namespace with nothing in it, from which pods' own start.
     pub base_mount_ns: OwnedFd,
     overlay: OverlayThread,
@@ -70,6 +72,10 @@ impl World {
             return Err(Error::internal(format!("knarr-shim is in none of {}", tried.join(", "))));
         };
         let shim = shim_client::sealed_executable(&path).map_err(failed(format_args!("seal {}", path.display())))?;
+        let user_namespaces = shim_client::probe::user_namespaces(shim.as_fd(), &paths.state_dir);
+        if let Err(why) = &user_namespaces {
+            tracing::info!(why, "pods with a user namespace are not possible on this node");
+        }
         let base_mount_ns =
             knarr_sys::namespace::make_base_mount_ns().map_err(failed("make the base mount namespace"))?;
         let overlay = OverlayThread::start().map_err(failed("start the thread that mounts root file systems"))?;
@@ -91,6 +97,7 @@ impl World {
             seccomp_compiler,
             seccomp_default,
             shim,
+            user_namespaces,
             base_mount_ns,
             overlay,
             users,
@@ -117,8 +124,14 @@ impl World {
     }
 
     /// The root file system of a container as a detached mount: the image's layers, with `upper` on top. Without an
-    /// upper it is read-only.
-    pub async fn rootfs(self: &Arc<Self>, image: &Arc<Image>, upper: Option<PathBuf>) -> Result<OwnedFd, Error> {
+    /// upper it is read-only. In a pod with a user namespace `users`, the image's files are the pod's: its root owns what
+    /// is root's there.
+    pub async fn rootfs(
+        self: &Arc<Self>,
+        image: &Arc<Image>,
+        upper: Option<PathBuf>,
+        users: Option<Arc<OwnedFd>>,
+    ) -> Result<OwnedFd, Error> {
         let (world, image) = (self.clone(), image.clone());
         let doing = format!("mount the root file system of image {}", image.id);
         super::blocking(move || {
@@ -128,7 +141,16 @@ impl World {
                 cloned.map_err(failed(format_args!("open {}", path.display())))
             };
             let layers = world.images.store().layer_paths(&image);
-            let lowers = layers.into_iter().map(clone).collect::<Result<Vec<_>, _>>()?;
+            let mapped_clone = |path: PathBuf| {
+                let Some(users) = &users else { return clone(path) };
+                let doing = format!("map the owners of {}", path.display());
+                let tree = clone(path)?;
+                let id_map = Attributes { id_map: Some(users.as_fd()), ..Attributes::default() };
+                let mapped = knarr_sys::mount::set_attributes(&tree, false, id_map);
+                mapped.map_err(|errno| cannot_map(&doing, errno))?;
+                Ok(tree)
+            };
+            let lowers = layers.into_iter().map(mapped_clone).collect::<Result<Vec<_>, _>>()?;
             let upper = upper.map(clone).transpose()?;
             world.overlay.overlay(lowers, upper, "").map_err(failed("overlay"))
         })
@@ -149,7 +171,7 @@ impl World {
         if let Some(known) = self.users.lock().unwrap_or_else(PoisonError::into_inner).get(&question) {
             return Ok(known.clone());
         }
-        let rootfs = self.rootfs(image, None).await?;
+        let rootfs = self.rootfs(image, None, None).await?;
         let (image_user, security) = (image.config.user.clone(), security.clone());
         let resolved = super::blocking(move || {
             let read = |path: &str| -> Result<Vec<u8>, Error> {
@@ -174,5 +196,16 @@ impl World {
         }
         users.insert(question, resolved.clone());
         Ok(resolved)
+    }
+}
+
+/// EINVAL is how the kernel says that a file system has no id-mapped mounts.
+fn cannot_map(doing: &str, errno: rustix::io::Errno) -> Error {
+    match errno {
+        rustix::io::Errno::INVAL => Error::new(
+            ErrorKind::FailedPrecondition,
+            format!("{doing}: its file system has no id-mapped mounts, which pods with a user namespace need"),
+        ),
+        errno => failed(doing)(errno.into()),
     }
 }

@@ -4,14 +4,14 @@
 //! every field is set here, to nothing if nothing is meant.
 
 use super::{Inputs, capability, devices, label, mounts, process};
-use knarr_model::Error;
 use knarr_model::resources::Resources;
 use knarr_model::spec::PidNamespace;
+use knarr_model::{Error, IdMap};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
-    Linux, LinuxCpuBuilder, LinuxHugepageLimit, LinuxHugepageLimitBuilder, LinuxMemoryBuilder, LinuxNamespace,
-    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, LinuxSeccomp,
-    Root, Spec,
+    Linux, LinuxCpuBuilder, LinuxHugepageLimit, LinuxHugepageLimitBuilder, LinuxIdMapping, LinuxIdMappingBuilder,
+    LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResources,
+    LinuxResourcesBuilder, LinuxSeccomp, Root, Spec,
 };
 use std::collections::HashMap;
 
@@ -30,7 +30,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Spec, Error> {
         .set_process(Some(process::process(inputs, capabilities)?))
         .set_root(Some(root))
         .set_hostname(owns_uts(inputs).then(|| inputs.hostname().to_owned()))
-        .set_mounts(Some(mounts::mounts(inputs)))
+        .set_mounts(Some(mounts::mounts(inputs)?))
         .set_annotations(Some(annotations(inputs)))
         .set_linux(Some(linux(inputs, capabilities.bounding)?));
     Ok(spec)
@@ -48,12 +48,15 @@ fn owns_uts(inputs: &Inputs<'_>) -> bool {
 
 fn linux(inputs: &Inputs<'_>, bounding: u64) -> Result<Linux, Error> {
     let security = &inputs.container.security;
+    let user = inputs.pod.namespaces.user;
     let unmasked = |paths: &[String]| if security.privileged { Vec::new() } else { paths.to_vec() };
     let mut linux = Linux::default();
     linux
         .set_resources(Some(resources(inputs)?))
         .set_cgroups_path(Some(inputs.cgroups_path.into()))
         .set_namespaces(Some(namespaces(inputs)?))
+        .set_uid_mappings(user.map(|user| id_mappings(&user.uids)).transpose()?)
+        .set_gid_mappings(user.map(|user| id_mappings(&user.gids)).transpose()?)
         .set_devices(Some(devices::nodes(inputs.devices)?))
         .set_seccomp(seccomp(inputs, bounding)?)
         .set_rootfs_propagation(mounts::rootfs_propagation(&inputs.container.mounts).map(str::to_owned))
@@ -101,11 +104,20 @@ fn namespaces(inputs: &Inputs<'_>) -> Result<Vec<LinuxNamespace>, Error> {
     if !security.host_ipc {
         all.push(namespace(LinuxNamespaceType::Ipc, Some(dir.namespace("ipc")))?);
     }
+    if inputs.pod.namespaces.user.is_some() {
+        all.push(namespace(LinuxNamespaceType::User, Some(dir.namespace("user")))?);
+    }
     // Version 1 shows each hierarchy by a mount of its own, and a privileged container is to see the host's cgroups.
     if inputs.host.cgroup_v2 && !security.privileged {
         all.push(namespace(LinuxNamespaceType::Cgroup, None)?);
     }
     Ok(all)
+}
+
+/// One range, as the specification has it.
+pub(super) fn id_mappings(map: &IdMap) -> Result<Vec<LinuxIdMapping>, Error> {
+    let mapping = LinuxIdMappingBuilder::default().host_id(map.host).container_id(map.container).size(map.length);
+    Ok(vec![mapping.build().map_err(bug)?])
 }
 
 fn namespace(kind: LinuxNamespaceType, path: Option<String>) -> Result<LinuxNamespace, Error> {

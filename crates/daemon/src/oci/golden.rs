@@ -8,10 +8,10 @@ use super::*;
 use knarr_model::plan::{CgroupPlan, ContainerPlan, FdIndex, MountKind, Namespace, ProcessPlan};
 use knarr_model::resources::Resources;
 use knarr_model::spec::{
-    Device, IdMap, Mount, MountSource, PidNamespace, PodNamespaces, Profile, Propagation, Security, SelinuxOptions,
+    Device, Mount, MountSource, PidNamespace, PodNamespaces, Profile, Propagation, Security, SelinuxOptions,
 };
-use knarr_model::{Error, ErrorKind};
-use oci_spec::runtime::Spec;
+use knarr_model::{Error, ErrorKind, IdMap, UserNamespace};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 use std::fmt::Write as _;
 
 /// Everything that [`Inputs`] borrows.
@@ -154,6 +154,18 @@ fn terminal() -> Case {
     case
 }
 
+/// A pod with a user namespace, as kubelet asks for it.
+fn user_namespace() -> Case {
+    let mut case = kubelet();
+    let ids = IdMap { host: 1_310_720, container: 0, length: 65_536 };
+    case.pod.namespaces.user = Some(UserNamespace { uids: ids, gids: ids });
+    for mount in &mut case.container.mounts {
+        (mount.uid_mappings, mount.gid_mappings) = (vec![ids], vec![ids]);
+    }
+    case.container.mounts.push(bind("/not-mapped", "/srv/not-mapped"));
+    case
+}
+
 fn built(case: &Case) -> Result<Spec, Error> {
     let seccomp = seccomp::choose(&case.container.security)?;
     build(&Inputs {
@@ -176,7 +188,10 @@ fn filter(spec: &Spec) -> &'static [u8] {
 }
 
 fn planned(case: &Case) -> Result<ContainerPlan, Error> {
-    let spec = built(case)?;
+    planned_from(case, &built(case)?)
+}
+
+fn planned_from(case: &Case, spec: &Spec) -> Result<ContainerPlan, Error> {
     let v1 = [(b"memory".to_vec(), b"/sys/fs/cgroup/memory/kubepods/pod6f1e/cd".to_vec())];
     let inputs = PlanInputs {
         id: &ContainerId::from_bytes(&[0xcd; 32]),
@@ -184,10 +199,10 @@ fn planned(case: &Case) -> Result<ContainerPlan, Error> {
         rootfs: FdIndex(0),
         cgroup: CgroupPlan { into: FdIndex(1), v1_tasks: Vec::new() },
         cgroup_v1: if case.host.cgroup_v2 { &[] } else { &v1 },
-        seccomp: filter(&spec),
+        seccomp: filter(spec),
         stdio: stdio(&case.pod, &case.container),
     };
-    plan(&spec, inputs)
+    plan(spec, inputs)
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -213,9 +228,10 @@ fn propagation(bits: u64) -> &'static str {
 
 fn kind(kind: &MountKind) -> String {
     match kind {
-        MountKind::Bind { source, propagation: bits, recursive_flags } => {
+        MountKind::Bind { source, propagation: bits, recursive_flags, id_mapped } => {
             let recursive = if *recursive_flags { " recursive" } else { "" };
-            format!("bind {} {}{recursive}", text(source), propagation(*bits))
+            let mapped = if *id_mapped { " id-mapped" } else { "" };
+            format!("bind {} {}{recursive}{mapped}", text(source), propagation(*bits))
         }
         MountKind::New { fstype, options } => format!("{} {}", text(fstype), text(options)),
         MountKind::PodFile(name) => format!("pod file {}", text(name)),
@@ -257,6 +273,9 @@ fn render(plan: &ContainerPlan) -> String {
         "namespaces pid {:?} net {:?} ipc {:?} uts {:?} new cgroup {}",
         plan.pid_ns, plan.net_ns, plan.ipc_ns, plan.uts_ns, plan.new_cgroup_ns
     );
+    if plan.user_ns != Namespace::Host {
+        let _ = writeln!(out, "user namespace {:?}", plan.user_ns);
+    }
     let _ = writeln!(out, "rootfs {} read-only {}", plan.rootfs.0, plan.read_only_rootfs);
     for mount in &plan.mounts {
         let _ =
@@ -306,6 +325,7 @@ fn plans_of_typical_containers_are_as_written_down() {
         ("privileged", privileged()),
         ("host_network", host_network()),
         ("terminal", terminal()),
+        ("user_namespace", user_namespace()),
     ] {
         check(name, &render(&planned(&case).unwrap()));
     }
@@ -509,8 +529,51 @@ fn what_a_plan_cannot_say_is_refused() {
 }
 
 #[test]
+fn only_the_pods_user_namespace_can_be_had() {
+    let refused = |change: &dyn Fn(&mut Spec)| {
+        let case = user_namespace();
+        let mut spec = built(&case).unwrap();
+        change(&mut spec);
+        let error = planned_from(&case, &spec).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Unimplemented, "{error}");
+        error.message
+    };
+    let in_linux = |spec: &mut Spec, change: &dyn Fn(&mut oci_spec::runtime::Linux)| {
+        let mut linux = spec.linux().clone().unwrap();
+        change(&mut linux);
+        spec.set_linux(Some(linux));
+    };
+    let is_user = |namespace: &LinuxNamespace| namespace.typ() == LinuxNamespaceType::User;
+    let without = refused(&|spec| {
+        in_linux(spec, &|linux| {
+            let others = linux.namespaces().iter().flatten().filter(|one| !is_user(one)).cloned().collect();
+            linux.set_namespaces(Some(others));
+        });
+    });
+    assert!(without.contains("user namespace"), "{without}");
+    let own = refused(&|spec| {
+        in_linux(spec, &|linux| {
+            let mut all = linux.namespaces().clone().unwrap();
+            for one in all.iter_mut().filter(|one| is_user(one)) {
+                one.set_path(None);
+            }
+            linux.set_namespaces(Some(all));
+        });
+    });
+    assert!(own.contains("user namespace"), "{own}");
+    let other_owners = refused(&|spec| {
+        let mut mounts = spec.mounts().clone().unwrap();
+        for one in mounts.iter_mut().filter(|one| one.uid_mappings().is_some()) {
+            one.set_uid_mappings(None);
+        }
+        spec.set_mounts(Some(mounts));
+    });
+    assert!(other_owners.contains("id mappings"), "{other_owners}");
+}
+
+#[test]
 fn the_specification_is_json_that_reads_back_the_same() {
-    for case in [kubelet(), privileged(), host_network(), terminal()] {
+    for case in [kubelet(), privileged(), host_network(), terminal(), user_namespace()] {
         let spec = built(&case).unwrap();
         let json = serde_json::to_string(&spec).unwrap();
         assert_eq!(serde_json::from_str::<Spec>(&json).unwrap(), spec);

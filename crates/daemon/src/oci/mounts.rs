@@ -3,8 +3,10 @@
 //! First what every container has, then the pod's files and the volumes together, those with fewer parts in their
 //! path first, so that no volume hides one that lies below it. A volume replaces what would be at the same place.
 
+use super::build::id_mappings;
 use super::{Inputs, cleaned};
 use knarr_model::spec::{Mount as Volume, MountSource, Propagation};
+use knarr_model::{Error, IdMap};
 use oci_spec::runtime::Mount;
 
 /// A mount that every container has.
@@ -19,6 +21,9 @@ const DEFAULTS: [DefaultMount; 6] = [
     ("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime"]),
 ];
 
+/// The group that terminals belong to, and how devpts is told.
+const TERMINALS: (u32, &str) = (5, "gid=5");
+
 /// Of the defaults, those that a container that is not privileged cannot write to.
 const READ_ONLY: [&str; 2] = ["/sys", "/sys/fs/cgroup"];
 
@@ -27,7 +32,7 @@ const POD_FILES: [(&str, &str); 3] =
     [("/etc/hostname", "hostname"), ("/etc/hosts", "hosts"), ("/etc/resolv.conf", "resolv.conf")];
 
 /// Everything to mount, in order.
-pub(super) fn mounts(inputs: &Inputs<'_>) -> Vec<Mount> {
+pub(super) fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>, Error> {
     let volumes = &inputs.container.mounts;
     let taken: Vec<String> = volumes.iter().map(|volume| cleaned(&volume.container_path)).collect();
     let whole_dev = taken.iter().any(|place| place == "/dev");
@@ -36,14 +41,16 @@ pub(super) fn mounts(inputs: &Inputs<'_>) -> Vec<Mount> {
     let mut mounts: Vec<Mount> = DEFAULTS
         .iter()
         .filter(|(place, ..)| free(place) && !(whole_dev && place.starts_with("/dev/")))
-        .map(|default| default_mount(default, inputs.container.security.privileged))
+        .map(|default| default_mount(default, inputs))
         .collect();
     let mut placed: Vec<(String, Mount)> = of_pod(inputs).into_iter().filter(|(place, _)| free(place)).collect();
-    placed.extend(taken.iter().cloned().zip(volumes.iter().map(volume)));
+    for (place, one) in taken.iter().zip(volumes) {
+        placed.push((place.clone(), volume(one)?));
+    }
     // Stable: volumes with as many parts stay in the order of the request.
     placed.sort_by_key(|(place, _)| place.split('/').filter(|part| !part.is_empty()).count());
     mounts.extend(placed.into_iter().map(|(_, mount)| mount));
-    mounts
+    Ok(mounts)
 }
 
 /// How mounts in the container and on the host see each other at the root: foreign runtimes must make the root at
@@ -57,9 +64,12 @@ pub(super) fn rootfs_propagation(volumes: &[Volume]) -> Option<&'static str> {
     }
 }
 
-fn default_mount((place, kind, source, options): &DefaultMount, privileged: bool) -> Mount {
-    let writable = privileged || !READ_ONLY.contains(place);
-    let options = options.iter().copied().chain((!writable).then_some("ro"));
+fn default_mount((place, kind, source, options): &DefaultMount, inputs: &Inputs<'_>) -> Mount {
+    let writable = inputs.container.security.privileged || !READ_ONLY.contains(place);
+    // A user namespace may be too small to have the group of terminals.
+    let has_terminals = inputs.pod.namespaces.user.is_none_or(|user| user.gids.to_host(TERMINALS.0).is_some());
+    let options = options.iter().copied().filter(|option| has_terminals || *option != TERMINALS.1);
+    let options = options.chain((!writable).then_some("ro"));
     mount(place, kind, source, options.map(str::to_owned).collect())
 }
 
@@ -77,7 +87,7 @@ fn of_pod(inputs: &Inputs<'_>) -> Vec<(String, Mount)> {
     of_pod
 }
 
-fn volume(volume: &Volume) -> Mount {
+fn volume(volume: &Volume) -> Result<Mount, Error> {
     let propagation = match volume.propagation {
         Propagation::Private => "rprivate",
         Propagation::HostToContainer => "rslave",
@@ -92,7 +102,11 @@ fn volume(volume: &Volume) -> Mount {
         MountSource::Host(path) => path.as_str(),
         MountSource::Image { image, .. } => image.as_str(),
     };
-    mount(&volume.container_path, "bind", source, ["rbind", propagation, access].map(str::to_owned).to_vec())
+    let options = ["rbind", propagation, access].map(str::to_owned).to_vec();
+    let mut mount = mount(&volume.container_path, "bind", source, options);
+    let mappings = |maps: &[IdMap]| maps.first().map(id_mappings).transpose();
+    mount.set_uid_mappings(mappings(&volume.uid_mappings)?).set_gid_mappings(mappings(&volume.gid_mappings)?);
+    Ok(mount)
 }
 
 fn mount(place: &str, kind: &str, source: &str, options: Vec<String>) -> Mount {

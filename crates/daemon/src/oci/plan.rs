@@ -77,13 +77,14 @@ pub fn plan(spec: &Spec, inputs: PlanInputs<'_>) -> Result<ContainerPlan, Error>
         new_cgroup_ns: namespace(linux, LinuxNamespaceType::Cgroup, inputs.pod_dir)? == Namespace::Own,
         rootfs: inputs.rootfs,
         read_only_rootfs: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
-        mounts: mounts.iter().map(|one| mount(one, &inputs)).collect::<Result<_, _>>()?,
+        mounts: mounts.iter().map(|one| mount(one, linux, &inputs)).collect::<Result<_, _>>()?,
         devices: if dev_is_bound { Vec::new() } else { devices(linux)? },
         links: if dev_is_bound { Vec::new() } else { links() },
         masked_paths: paths("masked path", linux.masked_paths())?,
         readonly_paths: paths("read-only path", linux.readonly_paths())?,
         cgroup: inputs.cgroup,
         process: ProcessPlan { create_cwd: true, ..process_plan(spec, process, inputs.seccomp)? },
+        user_ns: user_namespace(linux, inputs.pod_dir)?,
         stdio: inputs.stdio,
     })
 }
@@ -122,7 +123,6 @@ fn refuse_what_no_plan_can_say(spec: &Spec) -> Result<(), Error> {
         ("linux.intelRdt", linux.is_some_and(|linux| linux.intel_rdt().is_some())),
         ("linux.memoryPolicy", linux.is_some_and(|linux| linux.memory_policy().is_some())),
         ("linux.netDevices", linux.is_some_and(|linux| linux.net_devices().is_some())),
-        ("linux.uidMappings", linux.is_some_and(|linux| linux.uid_mappings().is_some())),
     ];
     match said.iter().find(|(_, said)| *said) {
         Some((name, _)) => {
@@ -141,11 +141,25 @@ fn namespace(linux: &Linux, kind: LinuxNamespaceType, pod_dir: &PodDir) -> Resul
     if let Some(container) = pod_dir.pid_namespace_at(&path) {
         return Ok(Namespace::Of(container));
     }
-    let names = ["net", "ipc", "uts", "pid"];
+    let names = ["net", "ipc", "uts", "pid", "user"];
     if names.iter().any(|name| pod_dir.namespace(name) == path) {
         return Ok(Namespace::Pod);
     }
     Err(Error::internal(format!("the {kind} namespace {path} is not one of the pod's")))
+}
+
+/// The pod's or the host's: only whole pods have user namespaces, and their ids are given with the pod.
+fn user_namespace(linux: &Linux, pod_dir: &PodDir) -> Result<Namespace, Error> {
+    let namespace = namespace(linux, LinuxNamespaceType::User, pod_dir)?;
+    let mapped = linux.uid_mappings().is_some() || linux.gid_mappings().is_some();
+    match namespace {
+        Namespace::Pod => Ok(namespace),
+        Namespace::Host if !mapped => Ok(namespace),
+        _ => {
+            let why = "a user namespace that is not the pod's is not supported by the native runtime";
+            Err(Error::new(ErrorKind::Unimplemented, why))
+        }
+    }
 }
 
 /// What the words of fstab mean, for one mount.
@@ -190,12 +204,13 @@ fn is_bind(mount: &Mount) -> bool {
     mount.typ().as_deref() == Some("bind") || says("bind") || says("rbind")
 }
 
-fn mount(mount: &Mount, inputs: &PlanInputs<'_>) -> Result<MountPlan, Error> {
+fn mount(mount: &Mount, linux: &Linux, inputs: &PlanInputs<'_>) -> Result<MountPlan, Error> {
     let target = lossy(mount.destination());
+    let id_mapped = id_mapped(mount, linux)?;
     let options = Options::parse(mount.options().as_deref().unwrap_or_default());
     let source = mount.source().as_ref().map(|source| lossy(source)).unwrap_or_default();
     let kind = match mount.typ().as_deref() {
-        _ if is_bind(mount) => bind(&target, &source, &options, inputs.pod_dir)?,
+        _ if is_bind(mount) => bind(&target, &source, &options, id_mapped, inputs.pod_dir)?,
         Some("cgroup" | "cgroup2") => MountKind::Cgroup { v1: inputs.cgroup_v1.to_vec() },
         Some(fstype @ ("proc" | "sysfs" | "tmpfs" | "devpts" | "mqueue")) => MountKind::New {
             fstype: fstype.into(),
@@ -213,7 +228,20 @@ fn mount(mount: &Mount, inputs: &PlanInputs<'_>) -> Result<MountPlan, Error> {
     Ok(MountPlan { target, kind, flags: u64::from(options.flags.bits()) })
 }
 
-fn bind(target: &str, source: &str, options: &Options, pod_dir: &PodDir) -> Result<MountKind, Error> {
+/// Owners are mapped as in the container's own user namespace, or not at all.
+fn id_mapped(mount: &Mount, linux: &Linux) -> Result<bool, Error> {
+    let (uids, gids) = (mount.uid_mappings(), mount.gid_mappings());
+    if uids.is_none() && gids.is_none() {
+        return Ok(false);
+    }
+    if uids == linux.uid_mappings() && gids == linux.gid_mappings() {
+        return Ok(true);
+    }
+    let why = format!("the id mappings of the mount at {} are not the container's", mount.destination().display());
+    Err(Error::new(ErrorKind::Unimplemented, why))
+}
+
+fn bind(target: &str, source: &str, options: &Options, id_mapped: bool, pod_dir: &PodDir) -> Result<MountKind, Error> {
     if let Some(name) = pod_dir.file_at(source) {
         return Ok(MountKind::PodFile(name.into()));
     }
@@ -232,6 +260,7 @@ fn bind(target: &str, source: &str, options: &Options, pod_dir: &PodDir) -> Resu
         source: bytes("mount", source.as_bytes())?,
         propagation: u64::from(propagation.bits()),
         recursive_flags: options.recursive,
+        id_mapped,
     })
 }
 

@@ -6,17 +6,24 @@ use std::net::IpAddr;
 /// Bytes of the host's resolv.conf or hosts that a pod gets; what is beyond is cut at a line.
 const HOST_FILE_BYTES_MAX: usize = 1 << 20;
 
+/// The last group that may send echo requests: a larger one is none to the kernel.
+const LAST_GROUP: u32 = 2_147_483_647;
+
 /// Sysctls of every pod with a network of its own, unless it says otherwise: programs that are not root may use low
-/// ports and send echo requests there, where no other pod's ports are. As with containerd.
-const DEFAULT_SYSCTLS: [(&str, &str); 2] =
-    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+/// ports and send echo requests there, where no other pod's ports are. As with containerd; but groups that are not in the
+/// pod's user namespace are refused by the kernel.
+fn default_sysctls(pod: &PodSpec) -> [(&'static str, String); 2] {
+    let last = pod.namespaces.user.and_then(|user| user.gids.last()).map_or(LAST_GROUP, |last| last.min(LAST_GROUP));
+    [("net.ipv4.ip_unprivileged_port_start", "0".to_owned()), ("net.ipv4.ping_group_range", format!("0 {last}"))]
+}
 
 /// The pod's sysctls as (path below /proc/sys, value).
 pub fn sysctls(pod: &PodSpec) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let defaults = DEFAULT_SYSCTLS
+    let defaults = default_sysctls(pod);
+    let defaults = defaults
         .iter()
         .filter(|(name, _)| !pod.namespaces.host_network && !pod.sysctls.contains_key(*name))
-        .map(|(name, value)| (*name, *value));
+        .map(|(name, value)| (*name, value.as_str()));
     let asked = pod.sysctls.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     defaults.chain(asked).map(|(name, value)| (sysctl_path(name).into_bytes(), value.as_bytes().to_vec())).collect()
 }
@@ -107,6 +114,7 @@ pub fn log_path(pod: &PodSpec, container: &ContainerSpec) -> String {
 mod tests {
     use super::*;
     use knarr_model::spec::PodNamespaces;
+    use knarr_model::{IdMap, UserNamespace};
 
     fn file(pod: &PodSpec, name: &str, ips: &[IpAddr]) -> String {
         let files = files(pod, "web-0", ips, b"nameserver 9.9.9.9\n", b"1.2.3.4 node\n");
@@ -164,6 +172,9 @@ mod tests {
         ];
         assert_eq!(text, expected.map(|(path, value)| (path.to_owned(), value.to_owned())));
         pod.sysctls.clear();
+        let ids = IdMap { host: 100_000, container: 0, length: 65_536 };
+        pod.namespaces.user = Some(UserNamespace { uids: ids, gids: ids });
+        assert_eq!(sysctls(&pod)[1].1, b"0 65535", "no group beyond those that there are");
         pod.namespaces.host_network = true;
         assert!(sysctls(&pod).is_empty(), "the host's are left alone");
     }

@@ -94,6 +94,11 @@ impl Runtime {
         if !spec.handler.is_empty() && spec.handler != DEFAULT_HANDLER {
             return Err(Error::invalid("runtime_handler", format!("{:?} is not configured here", spec.handler)));
         }
+        if let (Some(_), Err(why)) = (&spec.namespaces.user, &self.node.world().user_namespaces) {
+            const FIELD: &str = "config.linux.security_context.namespace_options.userns_options";
+            let message = format!("{FIELD}: pods with a user namespace are not possible on this node: {why}");
+            return Err(Error::new(ErrorKind::FailedPrecondition, message));
+        }
         let config = PodConfig { config, handler: request.runtime_handler };
         // The work goes on if the client goes away: its retry joins it.
         let limit = self.limits().run_pod_deadline.0;
@@ -234,14 +239,18 @@ impl Runtime {
             },
         ];
         // The kernel that is required has mount_setattr with AT_RECURSIVE.
-        let features = v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, ..Default::default() };
+        let user_namespaces = self.node.world().user_namespaces.is_ok();
+        let features = v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces };
         let handler = |name: &str| v1::RuntimeHandler { name: name.into(), features: Some(features) };
         v1::StatusResponse {
             status: Some(v1::RuntimeStatus { conditions }),
             info: if verbose { self.info() } else { Default::default() },
             // Kubelet looks a pod without RuntimeClass up by the empty name.
             runtime_handlers: vec![handler(""), handler(DEFAULT_HANDLER)],
-            features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+            features: Some(v1::RuntimeFeatures {
+                supplemental_groups_policy: true,
+                user_namespaces_host_network: user_namespaces,
+            }),
         }
     }
 }

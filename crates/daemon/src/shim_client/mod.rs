@@ -10,6 +10,7 @@
 //! be heard before its [`ShimClient::start_container`] has returned.
 
 mod connection;
+pub mod probe;
 
 use std::fs::File;
 use std::io;
@@ -89,6 +90,8 @@ pub struct PodUp {
     pub pid: Option<OwnedFd>,
     /// a pidfd of the init of that PID namespace
     pub pid_init: Option<OwnedFd>,
+    /// its user namespace; `None` is the host's
+    pub user: Option<OwnedFd>,
 }
 
 /// A container that was started.
@@ -365,6 +368,7 @@ fn pod_up(flags: PodIsUp, fds: &mut impl Iterator<Item = OwnedFd>) -> Option<Pod
         uts: take(flags.uts)?,
         pid: take(flags.pid)?,
         pid_init: take(flags.pid_init)?,
+        user: take(flags.user)?,
     })
 }
 

@@ -6,10 +6,11 @@
 //! again if it changed before the volume was in its place.
 
 use crate::Attempt;
-use crate::launch::{Copy, failure};
+use crate::launch::{Birth, Copy, failure, launch};
 use crate::path::{Make, open_or_make};
 use crate::process::{lossy, string};
 use crate::step::Step;
+use crate::user_namespace::Membership;
 use knarr_model::plan::{ContainerPlan, MountKind, MountPlan, Namespace};
 use knarr_sys::mount::{self, Attributes, MountWatch, NODEV, NOEXEC, NOSUID, RDONLY};
 use knarr_sys::open;
@@ -52,6 +53,8 @@ const ALLOWED_IN_PROC: &[&[u8]] = &[
 pub(crate) struct Host<'a> {
     /// root of the host's procfs
     pub(crate) proc: BorrowedFd<'a>,
+    /// The user namespace from which there is none: then only the caller can do things on the host.
+    pub(crate) user: Option<Membership<'a>>,
 }
 
 /// All mounts of a container.
@@ -77,11 +80,7 @@ struct Mount<'a> {
 }
 
 enum Kind<'a> {
-    Bind {
-        source: CString,
-        propagation: u64,
-        recursive_flags: bool,
-    },
+    Bind(Bind),
     /// One that must not be reached through a link, since programs trust what they find there.
     Kernel {
         fstype: CString,
@@ -101,6 +100,14 @@ enum Kind<'a> {
     CgroupV1(Vec<Hierarchy>),
 }
 
+/// A path of the host.
+struct Bind {
+    source: CString,
+    propagation: u64,
+    recursive_flags: bool,
+    id_mapped: bool,
+}
+
 struct Hierarchy {
     name: CString,
     source: CString,
@@ -108,9 +115,13 @@ struct Hierarchy {
 }
 
 impl<'a> Mounts<'a> {
-    pub(crate) fn prepare(plan: &ContainerPlan, fds: &'a [OwnedFd]) -> Attempt<Self> {
+    pub(crate) fn prepare(plan: &ContainerPlan, fds: &'a [OwnedFd], user: Option<Membership<'a>>) -> Attempt<Self> {
         let list = plan.mounts.iter().map(|mount| Mount::prepare(mount, plan, fds));
-        Ok(Self { list: list.collect::<Attempt<_>>()?, shared_with_host: None })
+        let list: Vec<_> = list.collect::<Attempt<_>>()?;
+        if user.is_none() && list.iter().any(|mount| matches!(mount.kind, Kind::Bind(Bind { id_mapped: true, .. }))) {
+            return Err(failure(Step::MapVolume.words(), Errno::INVAL, "the pod has no user namespace"));
+        }
+        Ok(Self { list, shared_with_host: None })
     }
 
     /// The message's descriptors among the sources.
@@ -130,15 +141,19 @@ impl<'a> Mounts<'a> {
         }
         for (index, mount) in self.list.iter_mut().enumerate() {
             match &mut mount.kind {
-                Kind::Bind { source, propagation, recursive_flags } => {
-                    copy.report.step_of(Step::OpenVolume, index);
-                    mount.tree = Some(take(source, *propagation, *recursive_flags, mount.attributes)?);
-                }
+                Kind::Bind(bind) => mount.tree = Some(bind.take(copy, index, mount.attributes, host.user)?),
                 Kind::CgroupV1(hierarchies) => {
                     copy.report.step_of(Step::OpenCgroup, index);
                     for hierarchy in hierarchies {
                         hierarchy.tree = Some(take(&hierarchy.source, PRIVATE, false, mount.attributes)?);
                     }
+                }
+                // Who mounts a sysfs must have rights over the network namespace that it shows.
+                Kind::Kernel { fstype, .. }
+                    if fstype.as_c_str() == c"sysfs" && host.user.is_some_and(|user| user.host_network) =>
+                {
+                    copy.report.step_of(Step::Mount, index);
+                    mount.tree = Some(mount::new_filesystem(fstype, [], mount.attributes)?);
                 }
                 Kind::Kernel { .. } | Kind::New { .. } | Kind::ForeignProc { .. } | Kind::OfPod(_) => {}
                 Kind::Detached(_) => {}
@@ -187,13 +202,13 @@ impl<'a> Mounts<'a> {
     ) -> Result<()> {
         for (index, mount) in self.list.iter_mut().enumerate() {
             let shared = self.shared_with_host.as_ref().filter(|_| mount.shares_with_host());
-            let step = if matches!(mount.kind, Kind::Bind { .. }) { Step::MountVolume } else { Step::Mount };
+            let step = if matches!(mount.kind, Kind::Bind(_)) { Step::MountVolume } else { Step::Mount };
             copy.report.step_of(step, index);
             mount.make(pod)?;
             let target = mount.open_target(root)?;
             mount.place_on(&target)?;
             if let Some(shared) = shared {
-                mount.retake_until_quiet(&target, shared, host)?;
+                mount.retake_until_quiet(copy, index, &target, shared, host)?;
             }
         }
         Ok(())
@@ -227,7 +242,7 @@ impl<'a> Mount<'a> {
         }
         let mut attributes = Attributes::from_mount_flags(plan.flags);
         let kind = Kind::prepare(&plan.kind, container, fds)?;
-        if let Kind::Bind { propagation, .. } = kind
+        if let Kind::Bind(Bind { propagation, .. }) = kind
             && ![PRIVATE, SLAVE, SHARED].contains(&propagation)
         {
             return Err(refused(Errno::INVAL));
@@ -245,7 +260,7 @@ impl<'a> Mount<'a> {
     }
 
     fn shares_with_host(&self) -> bool {
-        matches!(self.kind, Kind::Bind { propagation: SLAVE | SHARED, .. })
+        matches!(self.kind, Kind::Bind(Bind { propagation: SLAVE | SHARED, .. }))
     }
 
     /// Makes the detached mount, unless it is there already.
@@ -255,6 +270,8 @@ impl<'a> Mount<'a> {
             mount::new_filesystem(fstype, options, attributes)
         };
         let tree = match &self.kind {
+            // Taken on the host.
+            Kind::Kernel { .. } if self.tree.is_some() => return Ok(()),
             Kind::Kernel { fstype, options } | Kind::New { fstype, options } => new(fstype, options, self.attributes)?,
             Kind::CgroupV1(_) => {
                 let attributes = Attributes { set: self.attributes.set & !RDONLY, ..self.attributes };
@@ -263,7 +280,7 @@ impl<'a> Mount<'a> {
             Kind::OfPod(path) => self.of_pod(pod, path)?,
             Kind::ForeignProc { of_pod: true } => self.of_pod(pod, c"proc")?,
             // Taken already.
-            Kind::Bind { .. } | Kind::ForeignProc { of_pod: false } => return Ok(()),
+            Kind::Bind(_) | Kind::ForeignProc { of_pod: false } => return Ok(()),
             Kind::Detached(fd) => {
                 mount::set_attributes(fd, true, Attributes::propagation(PRIVATE))?;
                 mount::set_attributes(fd, false, self.attributes)?;
@@ -328,8 +345,15 @@ impl<'a> Mount<'a> {
     }
 
     /// Takes the volume again until nothing was mounted on the host between its taking and its placing.
-    fn retake_until_quiet(&mut self, target: &OwnedFd, shared: &SharedWithHost, host: &Host<'_>) -> Result<()> {
-        let Kind::Bind { source, propagation, recursive_flags } = &self.kind else {
+    fn retake_until_quiet(
+        &mut self,
+        copy: &Copy<'_>,
+        index: usize,
+        target: &OwnedFd,
+        shared: &SharedWithHost,
+        host: &Host<'_>,
+    ) -> Result<()> {
+        let Kind::Bind(bind) = &self.kind else {
             return Ok(());
         };
         if Make::like(self.tree()?)? == Make::File {
@@ -345,11 +369,16 @@ impl<'a> Mount<'a> {
                 mount::set_attributes(&old, true, Attributes::propagation(PRIVATE))?;
                 mount::detach(&old)?;
             }
-            let here = own_mount_namespace(host.proc)?;
-            move_into_link_name_space(shared.namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
-            let taken = take(source, *propagation, *recursive_flags, self.attributes);
-            move_into_link_name_space(here.as_fd(), Some(LinkNameSpaceType::Mount))?;
-            let tree = taken?;
+            let tree = if host.user.is_some() {
+                copy.ask_for_volume(index)?
+            } else {
+                let here = own_mount_namespace(host.proc)?;
+                move_into_link_name_space(shared.namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
+                let taken = bind.take(copy, index, self.attributes, None);
+                move_into_link_name_space(here.as_fd(), Some(LinkNameSpaceType::Mount))?;
+                taken?
+            };
+            copy.report.step_of(Step::MountVolume, index);
             mount::place(&tree, target)?;
             self.tree = Some(tree);
         }
@@ -359,12 +388,21 @@ impl<'a> Mount<'a> {
 
 impl<'a> Kind<'a> {
     fn prepare(kind: &MountKind, plan: &ContainerPlan, fds: &'a [OwnedFd]) -> Attempt<Self> {
-        let host_cgroups =
-            || Self::Bind { source: c"/sys/fs/cgroup".into(), propagation: PRIVATE, recursive_flags: true };
+        let host_cgroups = || {
+            Self::Bind(Bind {
+                source: c"/sys/fs/cgroup".into(),
+                propagation: PRIVATE,
+                recursive_flags: true,
+                id_mapped: false,
+            })
+        };
         Ok(match kind {
-            MountKind::Bind { source, propagation, recursive_flags } => {
-                Self::Bind { source: string(source)?, propagation: *propagation, recursive_flags: *recursive_flags }
-            }
+            MountKind::Bind { source, propagation, recursive_flags, id_mapped } => Self::Bind(Bind {
+                source: string(source)?,
+                propagation: *propagation,
+                recursive_flags: *recursive_flags,
+                id_mapped: *id_mapped,
+            }),
             MountKind::New { fstype, options } => match (fstype.as_slice(), &plan.pid_ns) {
                 (b"proc", Namespace::Pod) => Self::ForeignProc { of_pod: true },
                 (b"proc", Namespace::Of(_)) => Self::ForeignProc { of_pod: false },
@@ -385,6 +423,61 @@ impl<'a> Kind<'a> {
                 Self::CgroupV1(v1.iter().map(hierarchy).collect::<Attempt<_>>()?)
             }
         })
+    }
+}
+
+/// In the caller: takes a volume for a copy that has left the host for good. A process of its own does it, since a volume
+/// whose server is gone hangs whoever opens it.
+pub(crate) fn fetch(
+    plans: &[MountPlan],
+    index: usize,
+    user: Option<Membership<'_>>,
+    about: impl Fn(Step, usize) -> String,
+) -> Attempt<OwnedFd> {
+    let no_volume = || failure(Step::OpenVolume.words(), Errno::INVAL, index.to_string());
+    let plan = plans.get(index).ok_or_else(no_volume)?;
+    let MountKind::Bind { source, propagation, recursive_flags, id_mapped } = &plan.kind else {
+        return Err(no_volume());
+    };
+    let bind = Bind {
+        source: string(source)?,
+        propagation: *propagation,
+        recursive_flags: *recursive_flags,
+        id_mapped: *id_mapped,
+    };
+    let attributes = Attributes::from_mount_flags(plan.flags);
+    let kept = user.iter().map(|user| user.namespace).collect();
+    let birth = Birth { new: 0, cgroup: None, kept, sibling: false };
+    let helper = launch(birth, |copy| copy.hand_over(bind.take(copy, index, attributes, user)?.as_fd()))?;
+    helper.fetched(about)
+}
+
+impl Bind {
+    /// A detached copy with its flags and owners. The calling process is in the host's mount namespace, with its rights.
+    fn take(
+        &self,
+        copy: &Copy<'_>,
+        index: usize,
+        attributes: Attributes<'_>,
+        user: Option<Membership<'_>>,
+    ) -> Result<OwnedFd> {
+        copy.report.step_of(Step::OpenVolume, index);
+        let tree = take(&self.source, self.propagation, self.recursive_flags, attributes)?;
+        if let Some(user) = user.filter(|_| self.id_mapped) {
+            copy.report.step_of(Step::MapVolume, index);
+            map_owners(&tree, &user)?;
+        }
+        Ok(tree)
+    }
+}
+
+/// Where something mounted below cannot be mapped (overlayfs, proc, …), what is below keeps the host's owners, and so is
+/// nobody's to the pod.
+fn map_owners(tree: &OwnedFd, user: &Membership<'_>) -> Result<()> {
+    let attributes = Attributes { id_map: Some(user.namespace), ..Attributes::default() };
+    match mount::set_attributes(tree, true, attributes) {
+        Err(Errno::INVAL | Errno::PERM) => mount::set_attributes(tree, false, attributes),
+        result => result,
     }
 }
 

@@ -110,7 +110,7 @@ fn it_is_in_its_own_cgroup(node: &mut Node) {
 }
 
 /// What is written to a terminal until its last slave is closed, without the carriage returns.
-fn everything_from(running: &Running) -> String {
+pub fn everything_from(running: &Running) -> String {
     let master = running.terminal.as_ref().unwrap().as_fd();
     let (mut all, mut buffer) = (Vec::new(), [0; 512]);
     while let Ok(length) = rustix::io::read(master, &mut buffer) {

@@ -37,10 +37,10 @@ fn filter() -> Vec<u8> {
     program.iter().flat_map(bytes).collect()
 }
 
-fn variants() -> Vec<ProcessPlan> {
+pub fn variants(groups: &[u32]) -> Vec<ProcessPlan> {
     let commands = ["status", "--", "getppid"];
     let root = process(&commands);
-    let user = ProcessPlan { uid: 1000, gid: 1001, groups: vec![5, 1001, 70000], umask: 0o027, ..process(&commands) };
+    let user = ProcessPlan { uid: 1000, gid: 1001, groups: groups.to_vec(), umask: 0o027, ..process(&commands) };
     let strict = ProcessPlan { no_new_privs: true, seccomp: filter(), ..user.clone() };
     let filtered = ProcessPlan { seccomp: filter(), ..user.clone() };
     let filtered_root = ProcessPlan { seccomp: filter(), ..root.clone() };
@@ -53,7 +53,7 @@ fn variants() -> Vec<ProcessPlan> {
 fn first_process_and_exec_have_the_same_identity(node: &mut Node) {
     let pods = [(node.pod(), Namespace::Own), (node.pod_with_shared_pid(), Namespace::Pod)];
     for (pod, pid_ns) in &pods {
-        for variant in variants() {
+        for variant in variants(&[5, 1001, 70_000]) {
             let mut first = node.container(&[]);
             first.plan.pid_ns = pid_ns.clone();
             first.plan.process = ProcessPlan { args: variant.args.clone(), ..variant.clone() };

@@ -11,6 +11,7 @@ mod identity;
 mod node;
 mod pods;
 mod start;
+mod users;
 mod volumes;
 
 use node::Node;
@@ -35,8 +36,16 @@ macro_rules! tests {
     };
 }
 
-const ALL: &[&[Test]] =
-    &[start::TESTS, identity::TESTS, files::TESTS, hostile::TESTS, volumes::TESTS, exec::TESTS, pods::TESTS];
+const ALL: &[&[Test]] = &[
+    start::TESTS,
+    identity::TESTS,
+    files::TESTS,
+    hostile::TESTS,
+    volumes::TESTS,
+    exec::TESTS,
+    pods::TESTS,
+    users::TESTS,
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

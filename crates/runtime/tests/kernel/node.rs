@@ -4,8 +4,8 @@ use knarr_model::plan::{
     Capabilities, CgroupPlan, ContainerPlan, DevicePlan, ExecPlan, FdIndex, MountKind, MountPlan, Namespace, PodPlan,
     ProcessPlan, StartFailure, StdioPlan,
 };
-use knarr_model::{ContainerId, ExecId, PodId};
-use knarr_runtime::{Child, PodNamespaces, Started, Stdio};
+use knarr_model::{ContainerId, ExecId, IdMap, PodId, UserNamespace};
+use knarr_runtime::{Child, PodNamespaces, PodUser, Started, Stdio};
 use knarr_sys::mount::{self, Attributes};
 use knarr_sys::process::{Ended, become_subreaper, copy_process, forbid_dumps, reap, reap_any, send_signal};
 use knarr_sys::{namespace, thread};
@@ -32,6 +32,12 @@ const V1: [&str; 3] = ["pids", "memory", "devices"];
 
 /// Default capabilities of a container, as the field has them.
 pub const DEFAULT_CAPABILITIES: u64 = 0x0000_0000_a804_25fb;
+
+/// Who is who in the pods of tests that have a user namespace; different for users and groups, to tell them apart.
+pub const IDS: UserNamespace = UserNamespace {
+    uids: IdMap { host: 100_000, container: 0, length: 65_536 },
+    gids: IdMap { host: 200_000, container: 0, length: 65_536 },
+};
 
 pub struct Node {
     /// A tmpfs of this test's own.
@@ -106,6 +112,7 @@ impl Node {
             shm_size: 1 << 20,
             files: vec![(b"resolv.conf".to_vec(), b"nameserver 192.0.2.1\n".to_vec())],
             shim_oom_score_adj: 0,
+            user: None,
         }
     }
 
@@ -122,6 +129,20 @@ impl Node {
     pub fn pod_with_shared_pid(&mut self) -> PodNamespaces {
         let plan = PodPlan { shared_pid: true, ..self.pod_plan() };
         self.set_up(&plan).unwrap()
+    }
+
+    /// A pod with a user namespace.
+    pub fn user_pod(&mut self) -> PodNamespaces {
+        let plan = PodPlan { user: Some(IDS), ..self.pod_plan() };
+        self.set_up(&plan).unwrap()
+    }
+
+    /// A container for a pod with a user namespace: to it, the files of its root are root's.
+    pub fn user_container(&mut self, pod: &PodNamespaces, commands: &[&str]) -> Container {
+        let container = self.container(commands);
+        let id_map = pod.user.as_ref().map(|user| user.namespace.as_fd());
+        mount::set_attributes(&container.fds[0], true, Attributes { id_map, ..Attributes::default() }).unwrap();
+        container
     }
 
     /// A new directory with the probe and what an image usually has.
@@ -168,6 +189,7 @@ impl Node {
             cgroup: cgroup_plan,
             process: process(commands),
             stdio: StdioPlan::default(),
+            user_ns: Namespace::Pod,
         };
         Container { plan, fds, cgroup }
     }
@@ -246,9 +268,19 @@ impl Node {
         first: &Child,
         process: ProcessPlan,
     ) -> Result<Running, StartFailure> {
+        self.try_exec_in(None, container, first, process)
+    }
+
+    pub fn try_exec_in(
+        &mut self,
+        user: Option<&PodUser>,
+        container: &Container,
+        first: &Child,
+        process: ProcessPlan,
+    ) -> Result<Running, StartFailure> {
         let (plan, fds) = self.exec_plan(container, process);
         let (stdio, stdout) = stdio();
-        Ok(Running::new(knarr_runtime::exec(first.pidfd.as_fd(), &plan, &fds, stdio)?, stdout))
+        Ok(Running::new(knarr_runtime::exec(user, first.pidfd.as_fd(), &plan, &fds, stdio)?, stdout))
     }
 
     pub fn exec(&mut self, container: &Container, first: &Child, process: ProcessPlan) -> Running {
@@ -347,7 +379,7 @@ pub fn open(path: &Path) -> OwnedFd {
 
 pub fn bind(source: &Path, target: &str) -> MountPlan {
     let source = source.to_str().unwrap().as_bytes().to_vec();
-    let kind = MountKind::Bind { source, propagation: MS_PRIVATE, recursive_flags: false };
+    let kind = MountKind::Bind { source, propagation: MS_PRIVATE, recursive_flags: false, id_mapped: false };
     MountPlan { target: target.as_bytes().to_vec(), kind, flags: 0 }
 }
 

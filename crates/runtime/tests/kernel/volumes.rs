@@ -38,7 +38,7 @@ fn mount_tmpfs(path: &Path) {
 
 fn volume(source: &Path, target: &str, propagation: u64) -> MountPlan {
     let source = source.to_str().unwrap().as_bytes().to_vec();
-    let kind = MountKind::Bind { source, propagation, recursive_flags: false };
+    let kind = MountKind::Bind { source, propagation, recursive_flags: false, id_mapped: false };
     MountPlan { target: target.as_bytes().to_vec(), kind, flags: 0 }
 }
 

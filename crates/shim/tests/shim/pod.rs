@@ -134,6 +134,7 @@ impl TestPod {
             shm_size: 1 << 20,
             files: vec![],
             shim_oom_score_adj: 0,
+            user: None,
         };
         change(&mut plan);
         self.client.set_up_pod(plan, vec![base_mount_ns, run_dir.into()]).await
@@ -177,6 +178,7 @@ impl TestPod {
             cgroup: CgroupPlan { into: FdIndex(1), v1_tasks: vec![] },
             process: process(args),
             stdio: StdioPlan { log_path, stdin: false, stdin_once: false },
+            user_ns: Namespace::Pod,
             id,
         }
     }

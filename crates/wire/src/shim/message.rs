@@ -153,12 +153,14 @@ pub struct PodIsUp {
     pub pid: bool,
     /// a pidfd of the init of that PID namespace
     pub pid_init: bool,
+    /// its user namespace
+    pub user: bool,
 }
 
 impl PodIsUp {
     /// How many descriptors the flags announce.
     pub fn fds(&self) -> usize {
-        [self.net, self.ipc, self.uts, self.pid, self.pid_init].into_iter().filter(|&there| there).count()
+        [self.net, self.ipc, self.uts, self.pid, self.pid_init, self.user].into_iter().filter(|&there| there).count()
     }
 }
 
@@ -226,7 +228,7 @@ wire_struct!(Hello { protocol_version, release });
 wire_struct!(AttachPlan { attach, container, stdin, stdout, stderr });
 wire_struct!(Attached { terminal, input, stdin_closed });
 wire_struct!(ShimIs { protocol_version, release, pid, pod });
-wire_struct!(PodIsUp { net, ipc, uts, pid, pid_init });
+wire_struct!(PodIsUp { net, ipc, uts, pid, pid_init, user });
 wire_struct!(ContainerList { is_up, pod, containers });
 wire_struct!(ContainerEntry { id, pid, started_at, exit, stdin_open });
 

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use knarr_model::plan::{
     Capabilities, CgroupPlan, DevicePlan, FdIndex, MountKind, MountPlan, Namespace, ProcessPlan, Rlimit, StdioPlan,
 };
+use knarr_model::{IdMap, UserNamespace};
 
 use super::*;
 use crate::shim::codec::{decode, encode};
@@ -43,23 +44,29 @@ fn exit() -> impl Strategy<Value = Exit> {
     })
 }
 
+fn id_map() -> impl Strategy<Value = IdMap> {
+    any::<[u32; 3]>().prop_map(|[host, container, length]| IdMap { host, container, length })
+}
+
 fn pod_plan() -> impl Strategy<Value = PodPlan> {
-    let flags = any::<(bool, bool, bool, bool)>();
+    let user = option::of((id_map(), id_map()).prop_map(|(uids, gids)| UserNamespace { uids, gids }));
+    let flags = (any::<[bool; 4]>(), user);
     let files = vec((string(), vec(any::<u8>(), 0..40)), 0..3);
     (pod_id(), fd(), fd(), flags, string(), pairs(), any::<u64>(), files, any::<i32>()).prop_map(
         |(id, base_mount_ns, run_dir, flags, hostname, sysctls, shm_size, files, shim_oom_score_adj)| PodPlan {
             id,
             base_mount_ns,
             run_dir,
-            new_net: flags.0,
-            new_ipc: flags.1,
-            new_uts: flags.2,
-            shared_pid: flags.3,
+            new_net: flags.0[0],
+            new_ipc: flags.0[1],
+            new_uts: flags.0[2],
+            shared_pid: flags.0[3],
             hostname,
             sysctls,
             shm_size,
             files,
             shim_oom_score_adj,
+            user: flags.1,
         },
     )
 }
@@ -75,8 +82,8 @@ fn namespace() -> impl Strategy<Value = Namespace> {
 
 fn mount() -> impl Strategy<Value = MountPlan> {
     let kind = prop_oneof![
-        (string(), any::<u64>(), any::<bool>()).prop_map(|(source, propagation, recursive_flags)| {
-            MountKind::Bind { source, propagation, recursive_flags }
+        (string(), any::<u64>(), any::<[bool; 2]>()).prop_map(|(source, propagation, [recursive_flags, id_mapped])| {
+            MountKind::Bind { source, propagation, recursive_flags, id_mapped }
         }),
         (string(), string()).prop_map(|(fstype, options)| MountKind::New { fstype, options }),
         string().prop_map(MountKind::PodFile),
@@ -137,7 +144,7 @@ fn process() -> impl Strategy<Value = ProcessPlan> {
 }
 
 fn container_plan() -> impl Strategy<Value = ContainerPlan> {
-    let namespaces = (namespace(), namespace(), namespace(), namespace());
+    let namespaces = (namespace(), namespace(), namespace(), namespace(), namespace());
     let stdio = (string(), any::<bool>(), any::<bool>()).prop_map(|(log_path, stdin, stdin_once)| StdioPlan {
         log_path,
         stdin,
@@ -162,6 +169,7 @@ fn container_plan() -> impl Strategy<Value = ContainerPlan> {
             cgroup,
             process,
             stdio,
+            user_ns: namespaces.4,
         },
     )
 }
@@ -209,7 +217,8 @@ fn request() -> impl Strategy<Value = Request> {
 }
 
 fn pod_is_up() -> impl Strategy<Value = PodIsUp> {
-    any::<[bool; 5]>().prop_map(|[net, ipc, uts, pid, pid_init]| PodIsUp { net, ipc, uts, pid, pid_init })
+    let flags = any::<[bool; 6]>();
+    flags.prop_map(|[net, ipc, uts, pid, pid_init, user]| PodIsUp { net, ipc, uts, pid, pid_init, user })
 }
 
 fn reply() -> impl Strategy<Value = Reply> {
@@ -309,15 +318,18 @@ proptest! {
 
     #[test]
     fn a_plan_of_an_older_daemon_is_understood(mut plan in pod_plan()) {
-        // The last field is four bytes; an older daemon would not have written it.
+        // The last fields are one byte and four; an older daemon would not have written the last, or neither.
+        plan.user = None;
         plan.shim_oom_score_adj = 0;
-        let mut older = encode(&Request::SetUpPod(plan.clone())).unwrap();
-        older.truncate(older.len() - 4);
-        for at in [0, 5] {
-            let length = u32::from_le_bytes(older[at..at + 4].try_into().unwrap()) - 4;
-            older[at..at + 4].copy_from_slice(&length.to_le_bytes());
+        for missing in [1, 5] {
+            let mut older = encode(&Request::SetUpPod(plan.clone())).unwrap();
+            older.truncate(older.len() - missing);
+            for at in [0, 5] {
+                let length = u32::from_le_bytes(older[at..at + 4].try_into().unwrap()) - missing as u32;
+                older[at..at + 4].copy_from_slice(&length.to_le_bytes());
+            }
+            prop_assert_eq!(decode::<Request>(&older), Ok(Request::SetUpPod(plan.clone())));
         }
-        prop_assert_eq!(decode::<Request>(&older), Ok(Request::SetUpPod(plan)));
     }
 }
 

@@ -29,6 +29,10 @@ pub use packet::{Assembler, Frame, Kind, split};
 /// Bumped when the two sides cannot understand each other any more; fields and variants at the end need no bump.
 pub const PROTOCOL_VERSION: u32 = 1;
 
+/// With this argument, and directories after it, the shim's executable is no shim: it only tries whether pods with a user
+/// namespace are possible, says why not on standard error, and ends.
+pub const PROBE_USER_NAMESPACES: &str = "--probe-user-namespaces";
+
 /// Bytes of one message: args and environment alone may be 2 MiB (the kernel's ARG_MAX), and 1 MiB a pod file.
 pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
 

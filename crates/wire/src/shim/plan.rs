@@ -5,6 +5,7 @@ use knarr_model::plan::{
     Capabilities, CgroupPlan, ContainerPlan, DevicePlan, ExecPlan, Exit, FdIndex, MountKind, MountPlan, Namespace,
     PodPlan, ProcessPlan, Rlimit, StartFailure, StdioPlan,
 };
+use knarr_model::{IdMap, UserNamespace};
 
 use super::codec::{Blob, Malformed, NamedBlobs, Reader, Wire, Writer, wire_struct};
 
@@ -21,6 +22,7 @@ wire_struct!(PodPlan {
     shm_size,
     files via NamedBlobs,
     shim_oom_score_adj,
+    user,
 });
 
 wire_struct!(ContainerPlan {
@@ -40,8 +42,11 @@ wire_struct!(ContainerPlan {
     cgroup,
     process,
     stdio,
+    user_ns,
 });
 
+wire_struct!(IdMap { host, container, length });
+wire_struct!(UserNamespace { uids, gids });
 wire_struct!(MountPlan { target, kind, flags });
 wire_struct!(DevicePlan { path, kind, major, minor, mode, uid, gid });
 wire_struct!(CgroupPlan { into, v1_tasks });
@@ -109,10 +114,11 @@ impl Wire for Namespace {
 impl Wire for MountKind {
     fn put(&self, out: &mut Writer) {
         match self {
-            Self::Bind { source, propagation, recursive_flags } => out.variant(0, |out| {
+            Self::Bind { source, propagation, recursive_flags, id_mapped } => out.variant(0, |out| {
                 source.put(out);
                 propagation.put(out);
                 recursive_flags.put(out);
+                id_mapped.put(out);
             }),
             Self::New { fstype, options } => out.variant(1, |out| {
                 fstype.put(out);
@@ -131,6 +137,7 @@ impl Wire for MountKind {
                 source: fields.field()?,
                 propagation: fields.field()?,
                 recursive_flags: fields.field()?,
+                id_mapped: fields.field()?,
             }),
             1 => Ok(Self::New { fstype: fields.field()?, options: fields.field()? }),
             2 => Ok(Self::PodFile(fields.field()?)),

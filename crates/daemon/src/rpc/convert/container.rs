@@ -1,12 +1,12 @@
 //! ContainerConfig to [`ContainerSpec`].
 
-use super::security::security;
+use super::security::{id_map, security};
 use super::signal::signal_from_cri;
 use super::text::{absolute_path, at_most, map, name, no_dot_dot, no_nul, one_line, path};
 use super::{ARG_BYTES_MAX, ARGS_BYTES_MAX, ARGS_MAX, DEVICES_MAX, MOUNTS_MAX, PATH_BYTES_MAX, resources};
 use knarr_cri_api::v1;
 use knarr_model::spec::{ContainerSpec, Device, Mount, MountSource, PodSpec, Propagation};
-use knarr_model::{Error, ErrorKind};
+use knarr_model::{Error, ErrorKind, IdMap};
 
 /// Bytes of an image's name or id.
 const IMAGE_BYTES_MAX: usize = 1024;
@@ -40,7 +40,7 @@ pub fn container_spec(config: v1::ContainerConfig, sandbox: &PodSpec) -> Result<
         args: config.args,
         working_dir: config.working_dir,
         envs: envs(config.envs)?,
-        mounts: mounts(config.mounts)?,
+        mounts: mounts(config.mounts, sandbox)?,
         devices: devices(config.devices)?,
         cdi_devices: cdi_devices(config.cdi_devices)?,
         labels: map("config.labels", config.labels)?,
@@ -116,12 +116,12 @@ fn stop_signal(raw: i32) -> Result<Option<u8>, Error> {
     }
 }
 
-fn mounts(mounts: Vec<v1::Mount>) -> Result<Vec<Mount>, Error> {
+fn mounts(mounts: Vec<v1::Mount>, sandbox: &PodSpec) -> Result<Vec<Mount>, Error> {
     at_most("config.mounts", mounts.len(), MOUNTS_MAX, "mounts")?;
-    mounts.into_iter().enumerate().map(|(at, given)| mount(at, given)).collect()
+    mounts.into_iter().enumerate().map(|(at, given)| mount(at, given, sandbox)).collect()
 }
 
-fn mount(at: usize, mount: v1::Mount) -> Result<Mount, Error> {
+fn mount(at: usize, mount: v1::Mount, sandbox: &PodSpec) -> Result<Mount, Error> {
     let field = |name: &str| format!("config.mounts[{at}].{name}");
     absolute_path(&field("container_path"), &mount.container_path)?;
     if mount.container_path.split('/').all(|part| part.is_empty() || part == ".") {
@@ -137,10 +137,7 @@ fn mount(at: usize, mount: v1::Mount) -> Result<Mount, Error> {
         let why = "needs readonly and PROPAGATION_PRIVATE";
         return Err(Error::invalid(&field("recursive_read_only"), why));
     }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        let why = format!("{}: id-mapped volumes are not supported yet", field("uidMappings"));
-        return Err(Error::new(ErrorKind::Unimplemented, why));
-    }
+    let (uid_mappings, gid_mappings) = id_mappings(at, &mount, sandbox)?;
     let source = mount_source(at, mount.host_path, mount.image, mount.image_sub_path)?;
     if matches!(source, MountSource::Image { .. }) {
         let why = format!("{}: image volumes are not supported yet", field("image"));
@@ -153,9 +150,25 @@ fn mount(at: usize, mount: v1::Mount) -> Result<Mount, Error> {
         recursive_read_only: mount.recursive_read_only,
         selinux_relabel: mount.selinux_relabel,
         propagation,
-        uid_mappings: Vec::new(),
-        gid_mappings: Vec::new(),
+        uid_mappings,
+        gid_mappings,
     })
+}
+
+/// Owners are mapped by the pod's own user namespace or not at all: kubelet asks for nothing else.
+fn id_mappings(at: usize, mount: &v1::Mount, sandbox: &PodSpec) -> Result<(Vec<IdMap>, Vec<IdMap>), Error> {
+    let given = |mappings: &[v1::IdMapping]| mappings.iter().map(id_map).collect::<Vec<_>>();
+    let (uids, gids) = (given(&mount.uid_mappings), given(&mount.gid_mappings));
+    if uids.is_empty() && gids.is_empty() {
+        return Ok((uids, gids));
+    }
+    let refused = |name: &str, why: &str| Err(Error::invalid(&format!("config.mounts[{at}].{name}"), why));
+    match &sandbox.namespaces.user {
+        None => refused("uidMappings", "the pod has no user namespace"),
+        Some(user) if uids != [user.uids] => refused("uidMappings", "are not those of the pod"),
+        Some(user) if gids != [user.gids] => refused("gidMappings", "are not those of the pod"),
+        Some(_) => Ok((uids, gids)),
+    }
 }
 
 /// A path of the host or an image, never both. An ImageSpec without a name is none: older clients send one.

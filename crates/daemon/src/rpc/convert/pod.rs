@@ -2,6 +2,7 @@
 
 use super::security::{check_run_as_group, namespace_mode, pod_namespaces, security_profile};
 use super::text::{absolute_path, at_most, map, name, no_dot_dot, one_line, path};
+use super::view::id_mapping;
 use super::{DNS_BYTES_MAX, GROUPS_MAX, HOSTNAME_BYTES_MAX, PORTS_MAX, SETTING_BYTES_MAX, SYSCTLS_MAX, resources};
 use knarr_cri_api::v1;
 use knarr_model::Error;
@@ -233,9 +234,9 @@ pub(super) fn namespace_options(namespaces: PodNamespaces) -> v1::NamespaceOptio
         ipc: mode(namespaces.host_ipc),
         target_id: String::new(),
         userns_options: Some(v1::UserNamespace {
-            mode: namespace_mode(v1::NamespaceMode::Node),
-            uids: Vec::new(),
-            gids: Vec::new(),
+            mode: mode(namespaces.user.is_none()),
+            uids: namespaces.user.iter().map(|user| id_mapping(&user.uids)).collect(),
+            gids: namespaces.user.iter().map(|user| id_mapping(&user.gids)).collect(),
         }),
     }
 }

@@ -5,7 +5,7 @@ use super::{GROUPS_MAX, PATHS_MAX};
 use crate::oci::capability;
 use knarr_cri_api::v1;
 use knarr_model::spec::{GroupsPolicy, PidNamespace, PodNamespaces, PodSpec, Profile, RunAs, Security, SelinuxOptions};
-use knarr_model::{ContainerId, Error, ErrorKind};
+use knarr_model::{ContainerId, Error, IdMap, UserNamespace};
 
 /// Where a container's security context stands in the request.
 const FIELD: &str = "config.linux.security_context";
@@ -38,17 +38,24 @@ pub(super) fn pod_namespaces(options: Option<&v1::NamespaceOption>) -> Result<Po
     let Some(options) = options else {
         return Ok(PodNamespaces { shared_pid: true, ..PodNamespaces::default() });
     };
-    check_user_namespace(options.userns_options.as_ref())?;
     let pid = mode(&field("pid"), options.pid)?;
     if pid == v1::NamespaceMode::Target {
         return Err(Error::invalid(&field("pid"), "a pod cannot have the namespace of a container (TARGET)"));
     }
-    Ok(PodNamespaces {
+    let namespaces = PodNamespaces {
         host_network: pod_or_node(&field("network"), options.network)?,
         host_ipc: pod_or_node(&field("ipc"), options.ipc)?,
         host_pid: pid == v1::NamespaceMode::Node,
         shared_pid: pid == v1::NamespaceMode::Pod,
-    })
+        user: user_namespace(options.userns_options.as_ref())?,
+    };
+    // The pod's root has no rights over them: neither a procfs nor an mqueue file system could be mounted.
+    for (name, of_host) in [("pid", namespaces.host_pid), ("ipc", namespaces.host_ipc)] {
+        if of_host && namespaces.user.is_some() {
+            return Err(Error::invalid(&field(name), "NODE is not possible in a pod with a user namespace"));
+        }
+    }
+    Ok(namespaces)
 }
 
 /// A container's security context, held against what its pod has.
@@ -117,27 +124,24 @@ fn pod_or_node(field: &str, raw: i32) -> Result<bool, Error> {
     }
 }
 
-/// NODE, or POD with exactly one mapping of uids and one of gids that hold the container's root.
-fn check_user_namespace(options: Option<&v1::UserNamespace>) -> Result<(), Error> {
+/// NODE (`None`), or POD with exactly one mapping of uids and one of gids that hold the container's root.
+fn user_namespace(options: Option<&v1::UserNamespace>) -> Result<Option<UserNamespace>, Error> {
     let field = |name: &str| format!("{FIELD}.namespace_options.userns_options.{name}");
-    let Some(options) = options else { return Ok(()) };
-    let mappings = [("uids", &options.uids), ("gids", &options.gids)];
+    let Some(options) = options else { return Ok(None) };
     match mode(&field("mode"), options.mode)? {
-        v1::NamespaceMode::Node => match mappings.iter().find(|(_, list)| !list.is_empty()) {
-            Some((name, _)) => {
-                Err(Error::invalid(&field(name), "there is nothing to map in the host's user namespace"))
+        v1::NamespaceMode::Node => {
+            let mappings = [("uids", &options.uids), ("gids", &options.gids)];
+            match mappings.iter().find(|(_, list)| !list.is_empty()) {
+                Some((name, _)) => {
+                    Err(Error::invalid(&field(name), "there is nothing to map in the host's user namespace"))
+                }
+                None => Ok(None),
             }
-            None => Ok(()),
-        },
-        v1::NamespaceMode::Pod => {
-            for (name, list) in mappings {
-                check_mapping(&field(name), list)?;
-            }
-            Err(Error::new(
-                ErrorKind::Unimplemented,
-                format!("{}: user namespaces are not supported yet", field("mode")),
-            ))
         }
+        v1::NamespaceMode::Pod => Ok(Some(UserNamespace {
+            uids: mapping(&field("uids"), &options.uids)?,
+            gids: mapping(&field("gids"), &options.gids)?,
+        })),
         other @ (v1::NamespaceMode::Container | v1::NamespaceMode::Target) => {
             let why = format!("{} is not possible here, only POD and NODE are", other.as_str_name());
             Err(Error::invalid(&field("mode"), why))
@@ -145,7 +149,7 @@ fn check_user_namespace(options: Option<&v1::UserNamespace>) -> Result<(), Error
     }
 }
 
-fn check_mapping(field: &str, mappings: &[v1::IdMapping]) -> Result<(), Error> {
+fn mapping(field: &str, mappings: &[v1::IdMapping]) -> Result<IdMap, Error> {
     let [mapping] = mappings else {
         return Err(Error::invalid(field, format!("exactly one mapping is needed, not {}", mappings.len())));
     };
@@ -155,6 +159,20 @@ fn check_mapping(field: &str, mappings: &[v1::IdMapping]) -> Result<(), Error> {
     }
     if end(mapping.host_id).is_none() || end(mapping.container_id).is_none() {
         return Err(Error::invalid(field, format!("{} ids from {} on do not exist", mapping.length, mapping.host_id)));
+    }
+    Ok(id_map(mapping))
+}
+
+/// As it is in the message.
+pub(super) fn id_map(mapping: &v1::IdMapping) -> IdMap {
+    IdMap { host: mapping.host_id, container: mapping.container_id, length: mapping.length }
+}
+
+/// A container is in its pod's user namespace, whether it says so or nothing.
+fn check_same_user_namespace(options: Option<&v1::UserNamespace>, pod: &PodSpec) -> Result<(), Error> {
+    let field = format!("{FIELD}.namespace_options.userns_options");
+    if options.is_some() && user_namespace(options)? != pod.namespaces.user {
+        return Err(Error::invalid(&field, "is not the same as the pod's"));
     }
     Ok(())
 }
@@ -168,7 +186,7 @@ fn pid_namespace(options: Option<&v1::NamespaceOption>, pod: &PodSpec) -> Result
         (false, false) => PidNamespace::Own,
     };
     let Some(options) = options else { return Ok(of_pod) };
-    check_user_namespace(options.userns_options.as_ref())?;
+    check_same_user_namespace(options.userns_options.as_ref(), pod)?;
     if pod_or_node(&field("network"), options.network)? && !pod.namespaces.host_network {
         return Err(Error::invalid(&field("network"), "NODE, but the pod is not on the host's network"));
     }

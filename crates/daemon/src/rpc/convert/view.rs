@@ -7,9 +7,9 @@ use super::resources::linux_container_resources;
 use super::signal::signal_to_cri;
 use crate::oci::pod::log_path;
 use knarr_cri_api::v1;
-use knarr_model::PodId;
-use knarr_model::spec::{ContainerSpec, IdMap, Mount, MountSource, PodSpec, Propagation};
+use knarr_model::spec::{ContainerSpec, Mount, MountSource, PodSpec, Propagation};
 use knarr_model::view::{ContainerState, ContainerView, PodView, Reason};
+use knarr_model::{IdMap, PodId};
 use std::collections::{BTreeMap, HashMap};
 
 /// A pod in ListPodSandbox.
@@ -200,7 +200,7 @@ fn mount(mount: &Mount) -> v1::Mount {
     }
 }
 
-fn id_mapping(map: &IdMap) -> v1::IdMapping {
+pub(super) fn id_mapping(map: &IdMap) -> v1::IdMapping {
     v1::IdMapping { host_id: map.host, container_id: map.container, length: map.length }
 }
 

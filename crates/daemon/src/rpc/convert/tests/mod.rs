@@ -3,6 +3,7 @@
 mod arbitrary;
 mod refused;
 mod shown;
+mod users;
 
 use super::*;
 use knarr_cri_api::v1;
@@ -337,30 +338,6 @@ fn a_target_is_a_whole_id() {
     security(&mut config).namespace_options = Some(options);
     let spec = container_spec(config, &pod()).unwrap();
     assert_eq!(spec.security.pid, PidNamespace::Target(ContainerId::parse(&id).unwrap()));
-}
-
-#[test]
-fn user_namespaces_are_refused_and_bad_ones_for_being_bad() {
-    let mapping = |container_id, host_id, length| v1::IdMapping { container_id, host_id, length };
-    let good = vec![mapping(0, 100_000, 65_536)];
-    for (mode, uids, gids, kind) in [
-        (Mode::Pod, good.clone(), good.clone(), ErrorKind::Unimplemented),
-        (Mode::Pod, vec![], vec![], ErrorKind::InvalidArgument),
-        (Mode::Pod, good.clone(), vec![], ErrorKind::InvalidArgument),
-        (Mode::Pod, [good.clone(), good.clone()].concat(), good.clone(), ErrorKind::InvalidArgument),
-        (Mode::Pod, vec![mapping(1, 1000, 10)], good.clone(), ErrorKind::InvalidArgument),
-        (Mode::Pod, vec![mapping(0, 1000, 0)], good.clone(), ErrorKind::InvalidArgument),
-        (Mode::Pod, vec![mapping(0, u32::MAX, 2)], good.clone(), ErrorKind::InvalidArgument),
-        (Mode::Node, good.clone(), vec![], ErrorKind::InvalidArgument),
-        (Mode::Container, vec![], vec![], ErrorKind::InvalidArgument),
-        (Mode::Target, vec![], vec![], ErrorKind::InvalidArgument),
-    ] {
-        let mut config = pod_config();
-        pod_modes(&mut config).userns_options = Some(v1::UserNamespace { mode: mode as i32, uids, gids });
-        let error = pod_spec(config, "").unwrap_err();
-        assert_eq!(error.kind, kind, "{error}");
-        assert!(error.message.contains("userns_options"), "{error}");
-    }
 }
 
 #[test]
