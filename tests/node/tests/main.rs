@@ -19,6 +19,7 @@ mod security;
 mod streaming;
 mod streaming_hostile;
 mod streaming_load;
+mod users;
 mod volumes;
 
 fn main() -> std::process::ExitCode {
@@ -40,6 +41,7 @@ fn main() -> std::process::ExitCode {
         ("streaming", streaming::TESTS),
         ("streaming_hostile", streaming_hostile::TESTS),
         ("streaming_load", streaming_load::TESTS),
+        ("users", users::TESTS),
         ("volumes", volumes::TESTS),
     ])
 }

@@ -21,7 +21,7 @@ tests![
 ];
 
 /// Debian's plugins, on addresses that no other test uses.
-fn cni() -> Config {
+pub fn cni() -> Config {
     let conflist = r#"{
         "cniVersion": "1.0.0", "name": "node",
         "plugins": [
@@ -54,7 +54,7 @@ fn failing_cni() -> Config {
     Config { cni: vec![("10-node.conflist", conflist.replace("DATA", &cni_data()))], ..cni() }
 }
 
-fn call(address: &str, port: u16) -> std::io::Result<String> {
+pub fn call(address: &str, port: u16) -> std::io::Result<String> {
     let address: IpAddr = address.parse().map_err(std::io::Error::other)?;
     let mut stream = TcpStream::connect_timeout(&(address, port).into(), Duration::from_secs(3))?;
     stream.set_read_timeout(Some(Duration::from_secs(3)))?;
