@@ -48,7 +48,7 @@ pub fn probe_user_namespaces(directories: &[&Path]) -> Attempt<()> {
     let can_be_mapped = |tree: rustix::io::Result<OwnedFd>, what: &str| {
         let id_map = Attributes { id_map: Some(users.as_fd()), ..Attributes::default() };
         let mapped = tree.and_then(|tree| mount::set_attributes(&tree, false, id_map));
-        mapped.map_err(|errno| failure("map the owners of", errno, what))
+        mapped.map_err(|errno| failure("map owners (the file system must support id-mapped mounts) of", errno, what))
     };
     can_be_mapped(mount::new_filesystem(c"tmpfs", [], Attributes::default()), "a tmpfs")?;
     for directory in directories {

@@ -35,6 +35,7 @@ tests![
     what_cannot_be_is_refused,
     a_terminal_is_there,
     an_image_with_more_ids_than_the_pod_starts,
+    a_manifest_can_ask_for_it,
 ];
 
 /// How many ids a pod has, as kubelet gives them.
@@ -736,5 +737,28 @@ async fn an_image_with_more_ids_than_the_pod_starts(node: &mut Node) -> Outcome 
     ];
     let output = output(node, &pod, container("main", &words)).await?;
     assert_eq!(output, "uid=0 gid=0 groups=0\ndir 0755 0:0 0:0\nEINVAL\nok\n");
+    Ok(())
+}
+
+async fn a_manifest_can_ask_for_it(node: &mut Node) -> Outcome {
+    let manifest = |name: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  hostUsers: false\n  restartPolicy: Never\n  \
+             volumes: [{{name: v, emptyDir: {{}}}}]\n  containers:\n  - name: main\n    image: localhost/tool:latest\n    \
+             imagePullPolicy: Never\n    args: [write, /v/file, x, \",\", pause]\n    volumeMounts: [{{name: v, mountPath: /v}}]\n"
+        )
+    };
+    let mut firsts = Vec::new();
+    for name in ["one", "two"] {
+        let path = node.directory.join(format!("{name}.yaml"));
+        fs::write(&path, manifest(name))?;
+        node.cli_output(&["run", "-d", path.to_str().ok_or("a plain path")?])?;
+        let map =
+            node.cli_output(&["exec", name, "--", "/bin/tool", "cat", "/proc/self/uid_map", ",", "stat", "/v/file"])?;
+        assert!(map.ends_with("file 0644 0:0 0:0\n"), "{map}");
+        firsts.push(map.split_whitespace().nth(1).ok_or("no map")?.parse::<u32>()?);
+    }
+    assert!(firsts[0].abs_diff(firsts[1]) >= LENGTH && firsts.iter().all(|first| *first >= 1 << 30), "{firsts:?}");
+    node.cli_output(&["rm", "-f", "one", "two"])?;
     Ok(())
 }

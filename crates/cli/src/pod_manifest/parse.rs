@@ -228,9 +228,6 @@ fn pod(object: &mut Object<'_>) -> Option<Pod> {
     {
         os.problem("name", "only linux can run here");
     }
-    if spec.boolean("hostUsers") == Some(false) {
-        spec.problem("hostUsers", "user namespaces need kubelet, which gives each pod its range of ids");
-    }
     let host = HostNamespaces {
         network: spec.boolean("hostNetwork").unwrap_or(false),
         pid: spec.boolean("hostPID").unwrap_or(false),
@@ -239,6 +236,10 @@ fn pod(object: &mut Object<'_>) -> Option<Pod> {
     let share_processes = spec.boolean("shareProcessNamespace").unwrap_or(false);
     if share_processes && host.pid {
         spec.problem("shareProcessNamespace", "and hostPID exclude each other");
+    }
+    let own_users = spec.boolean("hostUsers") == Some(false);
+    if own_users && (host.pid || host.ipc) {
+        spec.problem("hostUsers", "false excludes hostPID and hostIPC");
     }
     let hostname = hostname(&mut spec, &metadata.name);
     let security = pod_security(&mut spec, host);
@@ -261,6 +262,7 @@ fn pod(object: &mut Object<'_>) -> Option<Pod> {
         hostname,
         host,
         share_processes,
+        own_users,
         dns: dns(&mut spec),
         host_aliases: host_aliases(&mut spec),
         security,

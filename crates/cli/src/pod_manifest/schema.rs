@@ -45,6 +45,8 @@ pub struct Pod {
     pub host: HostNamespaces,
     /// shareProcessNamespace
     pub share_processes: bool,
+    /// hostUsers: false. The pod's ids are others than the host's.
+    pub own_users: bool,
     /// How names are resolved.
     pub dns: Dns,
     /// (address, names) for /etc/hosts.

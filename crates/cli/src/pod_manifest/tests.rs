@@ -341,7 +341,7 @@ fn what_would_make_another_pod_is_refused() {
             "",
             "spec.volumes[0].persistentVolumeClaim: not supported",
         ),
-        ("hostUsers: false", "", "spec.hostUsers: user namespaces need kubelet"),
+        ("hostUsers: false\nhostPID: true", "", "spec.hostUsers: false excludes hostPID and hostIPC"),
         (
             "",
             "env: [{name: A, valueFrom: {fieldRef: {fieldPath: status.hostIP}}}]",

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use knarr_cri_api::v1;
 
+use super::user_ids;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::image_pull::{PullOrder, pull};
@@ -86,6 +87,8 @@ pub struct PodRun<'a> {
     pub sandbox_id: String,
     config: v1::PodSandboxConfig,
     facts: Facts,
+    /// The ids that the pod has where they are not the host's.
+    users: Option<v1::UserNamespace>,
     volumes: HashMap<String, PathBuf>,
     hosts: Option<PathBuf>,
     recursive_read_only: bool,
@@ -121,6 +124,7 @@ impl<'a> PodRun<'a> {
             sandbox_id: String::new(),
             config,
             facts,
+            users: None,
             volumes: HashMap::new(),
             hosts: None,
             recursive_read_only: false,
@@ -136,6 +140,13 @@ impl<'a> PodRun<'a> {
             self.files
                 .create_log_directory(&container.name)
                 .map_err(|error| self.file_failure("make a log directory", &error))?;
+        }
+        if self.pod.own_users {
+            let users = user_ids::choose(&self.client, pod_name, &self.uid).await?;
+            let linux = self.config.linux.get_or_insert_default();
+            let context = linux.security_context.get_or_insert_default();
+            context.namespace_options.get_or_insert_default().userns_options = Some(users.clone());
+            self.users = Some(users);
         }
         let message =
             v1::RunPodSandboxRequest { config: Some(self.config.clone()), runtime_handler: self.pod.handler.clone() };
@@ -241,7 +252,8 @@ impl<'a> PodRun<'a> {
             });
         }
         let ingredients = Ingredients { facts: &self.facts, image, environment: &environment, mounts, attempt };
-        let config = container_config(self.pod, container, ingredients).map_err(&wrong)?;
+        let mut config = container_config(self.pod, container, ingredients).map_err(&wrong)?;
+        self.take_into_user_namespace(&mut config);
         let message = v1::CreateContainerRequest {
             pod_sandbox_id: self.sandbox_id.clone(),
             config: Some(config),
@@ -249,6 +261,16 @@ impl<'a> PodRun<'a> {
         };
         let response = self.client.create_container(format!("create {named}"), message).await?;
         Ok(response.container_id)
+    }
+
+    /// The container is in its pod's user namespace, and what root owns in a volume its root owns.
+    fn take_into_user_namespace(&self, config: &mut v1::ContainerConfig) {
+        let Some(users) = &self.users else { return };
+        for mount in &mut config.mounts {
+            (mount.uid_mappings, mount.gid_mappings) = (users.uids.clone(), users.gids.clone());
+        }
+        let context = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+        context.namespace_options.get_or_insert_default().userns_options = Some(users.clone());
     }
 
     fn mount(

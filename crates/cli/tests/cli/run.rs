@@ -254,3 +254,26 @@ fn wait_until(condition: impl Fn() -> bool) {
         std::thread::sleep(Duration::from_millis(10));
     }
 }
+
+#[test]
+fn a_pod_without_the_hosts_users_gets_ids_of_its_own() {
+    let fixture = fixture();
+    let text = manifest("Never", &[], &[("main", "say, x")])
+        .replace("spec:\n", "spec:\n  hostUsers: false\n  volumes: [{name: v, emptyDir: {}}]\n")
+        .replace("image: \"app:1\"", "image: \"app:1\", volumeMounts: [{name: v, mountPath: /v}]");
+    let outcome = fixture.run(&["run"], &text);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    let tables = fixture.tables.lock().unwrap();
+    let pod = tables.pod_configs.values().next().unwrap().linux.clone().unwrap().security_context.unwrap();
+    let users = pod.namespace_options.unwrap().userns_options.unwrap();
+    assert_eq!((users.uids.len(), users.uids[0].container_id, users.uids[0].length), (1, 0, 65_536));
+    assert!(users.uids[0].host_id >= 1 << 30 && users.uids == users.gids, "{users:?}");
+    let container = tables.container_configs.values().next().unwrap();
+    // The volume and /etc/hosts.
+    assert_eq!(container.mounts.len(), 2);
+    for mount in &container.mounts {
+        assert_eq!((&mount.uid_mappings, &mount.gid_mappings), (&users.uids, &users.gids));
+    }
+    let context = container.linux.clone().unwrap().security_context.unwrap();
+    assert_eq!(context.namespace_options.unwrap().userns_options, Some(users));
+}
