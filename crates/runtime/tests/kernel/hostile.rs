@@ -1,7 +1,8 @@
 //! Images and neighbours that try to get at the host: whatever they do, the host's files and mounts stay as they are.
 
-use crate::node::{Node, bind, capabilities, new_mount, process, tree};
-use knarr_model::plan::{Namespace, ProcessPlan};
+use crate::node::{IDS, Node, bind, capabilities, new_mount, process, tree};
+use knarr_model::plan::{Namespace, PodPlan, ProcessPlan};
+use knarr_runtime::PodNamespaces;
 use knarr_sys::process::Ended;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -14,6 +15,7 @@ crate::tests![
     nothing_is_mounted_over_proc_but_a_procfs,
     a_neighbour_that_exchanges_the_mount_target_gains_nothing,
     a_process_that_may_trace_finds_nothing_in_what_is_starting,
+    nor_does_it_in_a_user_namespace,
 ];
 
 /// A directory of the host that must stay as it is.
@@ -160,20 +162,32 @@ fn a_neighbour_that_exchanges_the_mount_target_gains_nothing(node: &mut Node) {
 fn a_process_that_may_trace_finds_nothing_in_what_is_starting(node: &mut Node) {
     fs::write(node.dir.join("only-on-the-host"), "").unwrap();
     let pod = node.pod_with_shared_pid();
-    let mut snooper = node.container(&["say", "ready", "--", "snoop", "10000"]);
+    snoop(node, &pod);
+}
+
+fn nor_does_it_in_a_user_namespace(node: &mut Node) {
+    fs::write(node.dir.join("only-on-the-host"), "").unwrap();
+    let plan = PodPlan { user: Some(IDS), shared_pid: true, ..node.pod_plan() };
+    let pod = node.set_up(&plan).unwrap();
+    snoop(node, &pod);
+}
+
+fn snoop(node: &mut Node, pod: &PodNamespaces) {
+    let mut snooper = node.container_of(pod, &["say", "ready", "--", "snoop", "10000"]);
     snooper.plan.pid_ns = Namespace::Pod;
     snooper.plan.process.capabilities = capabilities(u64::MAX);
-    let mut snooping = node.start(&pod, &snooper);
+    let mut snooping = node.start(pod, &snooper);
     assert_eq!(snooping.first_line(), "ready");
     // Well within the snooper's time, however busy the machine is: it must still run when the last exec starts.
     let until = std::time::Instant::now() + std::time::Duration::from_secs(2);
     while std::time::Instant::now() < until {
-        let mut container = node.container(&["exit", "0"]);
+        let mut container = node.container_of(pod, &["exit", "0"]);
         container.plan.pid_ns = Namespace::Pod;
         container.plan.process.capabilities = capabilities(1);
-        node.start(&pod, &container).ended();
+        node.start(pod, &container).ended();
         let plan = ProcessPlan { capabilities: capabilities(1), ..process(&["exit", "0"]) };
-        node.exec(&snooper, &snooping.child, plan).ended();
+        let exec = node.try_exec_in(pod.user.as_ref(), &snooper, &snooping.child, plan);
+        exec.unwrap_or_else(|failure| panic!("{failure}")).ended();
     }
     assert_eq!(snooping.output(), "caps=1 files=0 outside=0 some=1\n");
     snooping.ended();

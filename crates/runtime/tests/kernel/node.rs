@@ -137,8 +137,8 @@ impl Node {
         self.set_up(&plan).unwrap()
     }
 
-    /// A container for a pod with a user namespace: to it, the files of its root are root's.
-    pub fn user_container(&mut self, pod: &PodNamespaces, commands: &[&str]) -> Container {
+    /// A container for a pod: if that has a user namespace, the files of its root are root's there.
+    pub fn container_of(&mut self, pod: &PodNamespaces, commands: &[&str]) -> Container {
         let container = self.container(commands);
         let id_map = pod.user.as_ref().map(|user| user.namespace.as_fd());
         mount::set_attributes(&container.fds[0], true, Attributes { id_map, ..Attributes::default() }).unwrap();

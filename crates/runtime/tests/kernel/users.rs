@@ -42,7 +42,7 @@ crate::tests![
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
 fn sleeping(node: &mut Node, pod: &PodNamespaces) -> (Container, Running) {
-    let container = node.user_container(pod, &["sleep"]);
+    let container = node.container_of(pod, &["sleep"]);
     let running = node.start(pod, &container);
     (container, running)
 }
@@ -54,7 +54,7 @@ fn exec(node: &mut Node, pod: &PodNamespaces, first: &(Container, Running), proc
 
 fn start(node: &mut Node, commands: &[&str]) -> Vec<String> {
     let pod = node.user_pod();
-    let container = node.user_container(&pod, commands);
+    let container = node.container_of(&pod, commands);
     node.start(&pod, &container).lines()
 }
 
@@ -101,12 +101,12 @@ fn first_process_and_exec_have_the_same_identity(node: &mut Node) {
     };
     for (pod, pid_ns) in [(&own, Namespace::Own), (&shared, Namespace::Pod)] {
         for variant in crate::identity::variants(&[5, 1001, 65_000]) {
-            let mut container = node.user_container(pod, &[]);
+            let mut container = node.container_of(pod, &[]);
             container.plan.pid_ns = pid_ns.clone();
             container.plan.process = variant.clone();
             let of_first = node.start(pod, &container).lines();
 
-            let mut sleeper = node.user_container(pod, &["sleep"]);
+            let mut sleeper = node.container_of(pod, &["sleep"]);
             sleeper.plan.pid_ns = pid_ns.clone();
             let running = node.start(pod, &sleeper);
             let first = (sleeper, running);
@@ -148,7 +148,7 @@ fn capabilities_hold_inside_and_nowhere_else(node: &mut Node) {
             "--",
             "settime",
         ];
-        let mut container = node.user_container(&pod, &commands);
+        let mut container = node.container_of(&pod, &commands);
         container.plan.mounts.push(bind(&theirs, "/theirs"));
         container.plan.process.capabilities = capabilities(mask);
         let lines = node.start(&pod, &container).lines();
@@ -256,7 +256,7 @@ fn devices_of_the_host_keep_their_owners(node: &mut Node) {
     let names = ["/dev/null", "/dev/kmsg", "/dev/renamed", "/dev/renamed-null"];
     let commands: Vec<String> = names.iter().map(|name| format!("stat {name} -- cat {name} --")).collect();
     let commands: Vec<&str> = commands.iter().flat_map(|command| command.split(' ')).collect();
-    let mut container = node.user_container(&pod, &commands);
+    let mut container = node.container_of(&pod, &commands);
     container.plan.process.capabilities = capabilities(u64::MAX);
     // One that the host has at the same place, one that it has nowhere by that name, and a harmless one of that kind.
     container.plan.devices.push(device("/dev/kmsg", 11));
@@ -290,7 +290,7 @@ fn a_volume_is_mapped_when_asked_for(node: &mut Node) {
         format!("stat /{volume}/root -- stat /{volume}/user -- stat /{volume}/pods -- create /{volume}/new x -- ")
     });
     let commands: Vec<&str> = commands.iter().flat_map(|command| command.split_whitespace()).collect();
-    let mut container = node.user_container(&pod, &commands);
+    let mut container = node.container_of(&pod, &commands);
     container.plan.mounts.extend([bind(&plain, "/plain"), mapped(&owned, "/mapped")]);
     let lines = node.start(&pod, &container).lines();
     let nobodys = "file 644 65534:65534";
@@ -300,7 +300,7 @@ fn a_volume_is_mapped_when_asked_for(node: &mut Node) {
     assert_eq!((new.uid(), new.gid()), (0, 0));
     // The same volume, where it is not mapped, has what the pod writes under the pod's ids.
     chown(&plain, Some(100_000), Some(200_000)).unwrap();
-    let mut container = node.user_container(&pod, &["create", "/plain/new", "x"]);
+    let mut container = node.container_of(&pod, &["create", "/plain/new", "x"]);
     container.plan.mounts.push(bind(&plain, "/plain"));
     assert_eq!(node.start(&pod, &container).lines(), ["ok"]);
     let new = plain.join("new").metadata().unwrap();
@@ -309,7 +309,7 @@ fn a_volume_is_mapped_when_asked_for(node: &mut Node) {
 
 fn a_volume_that_cannot_be_mapped_is_said(node: &mut Node) {
     let pod = node.user_pod();
-    let mut container = node.user_container(&pod, &["exit", "0"]);
+    let mut container = node.container_of(&pod, &["exit", "0"]);
     container.plan.mounts.push(mapped(Path::new("/proc/sys"), "/vol"));
     let failure = node.try_start(&pod, &container, None).err().unwrap();
     let wanted = "map the owners of volume (its file system must support id-mapped mounts)";
@@ -329,11 +329,11 @@ fn what_is_mounted_below_a_volume_is_mapped_where_it_can_be(node: &mut Node) {
     place(c"tmpfs", &volume.join("below"));
     let pod = node.user_pod();
     let commands = ["stat", "/vol", "--", "stat", "/vol/below"];
-    let mut container = node.user_container(&pod, &commands);
+    let mut container = node.container_of(&pod, &commands);
     container.plan.mounts.push(mapped(&volume, "/vol"));
     assert_eq!(node.start(&pod, &container).lines(), ["dir 755 0:0", "dir 1777 0:0"]);
     place(c"proc", &volume.join("proc"));
-    let mut container = node.user_container(&pod, &commands);
+    let mut container = node.container_of(&pod, &commands);
     container.plan.mounts.push(mapped(&volume, "/vol"));
     assert_eq!(node.start(&pod, &container).lines(), ["dir 755 0:0", "dir 1777 65534:65534"]);
 }
@@ -352,7 +352,7 @@ fn mounts_made_while_starting_are_not_lost(node: &mut Node) {
     let mut mounter = Command::new("sh").arg("-c").arg(script).spawn().unwrap();
     let mut all = Vec::new();
     while mounter.try_wait().unwrap().is_none() {
-        let mut container = node.user_container(&pod, &["wait-for", "/vol/go", "--", "points", "/vol/m"]);
+        let mut container = node.container_of(&pod, &["wait-for", "/vol/go", "--", "points", "/vol/m"]);
         let mut volume = mapped(&source, "/vol");
         if let MountKind::Bind { propagation, .. } = &mut volume.kind {
             *propagation = MS_SLAVE;
@@ -371,7 +371,7 @@ fn a_user_may_reopen_its_output(node: &mut Node) {
     for (uid, gid) in [(0, 0), (1000, 1000)] {
         let pod = node.user_pod();
         let commands = ["create", "/dev/stdout", "by name\n", "--", "create", "/dev/stderr", "too\n"];
-        let mut container = node.user_container(&pod, &commands);
+        let mut container = node.container_of(&pod, &commands);
         (container.plan.process.uid, container.plan.process.gid) = (uid, gid);
         assert_eq!(node.start(&pod, &container).lines(), ["by name", "ok", "too", "ok"], "{uid}");
         let first = sleeping(node, &pod);
@@ -382,7 +382,7 @@ fn a_user_may_reopen_its_output(node: &mut Node) {
 
 fn a_terminal_is_its_users(node: &mut Node) {
     let pod = node.user_pod();
-    let mut container = node.user_container(&pod, &["tty", "--", "stat", "/dev/console", "--", "fds"]);
+    let mut container = node.container_of(&pod, &["tty", "--", "stat", "/dev/console", "--", "fds"]);
     container.plan.process.terminal = true;
     container.plan.process.console_size = (100, 30);
     container.plan.process.uid = 1000;
@@ -408,7 +408,7 @@ fn a_shared_pid_namespace_works(node: &mut Node) {
     for line in ["CapPrm:\t0000000000000000", "CapBnd:\t0000000000000000", "Uid:\t165535\t165535", "NoNewPrivs:\t1"] {
         assert!(status.contains(line), "{line}: {status}");
     }
-    let mut one = node.user_container(&pod, &["sleep"]);
+    let mut one = node.container_of(&pod, &["sleep"]);
     one.plan.pid_ns = Namespace::Pod;
     let sleeping = node.start(&pod, &one);
     let commands = [
@@ -426,7 +426,7 @@ fn a_shared_pid_namespace_works(node: &mut Node) {
         "readlink",
         "/proc/1/root",
     ];
-    let mut other = node.user_container(&pod, &commands);
+    let mut other = node.container_of(&pod, &commands);
     other.plan.pid_ns = Namespace::Pod;
     other.plan.process.capabilities = capabilities(u64::MAX);
     let lines = node.start(&pod, &other).lines();
@@ -439,7 +439,7 @@ fn a_targets_pid_namespace_is_joined(node: &mut Node) {
     let pod = node.user_pod();
     let (target, sleeping) = sleeping(node, &pod);
     let mut container =
-        node.user_container(&pod, &["readlink", "/proc/self/ns/pid", "--", "fstype", "/proc", "--", "ids"]);
+        node.container_of(&pod, &["readlink", "/proc/self/ns/pid", "--", "fstype", "/proc", "--", "ids"]);
     container.plan.pid_ns = Namespace::Of(target.plan.id.clone());
     let running = node.try_start(&pod, &container, Some(&sleeping.child)).unwrap_or_else(|failure| panic!("{failure}"));
     let lines = running.lines();
@@ -472,7 +472,7 @@ fn the_hosts_network_is_seen_and_not_owned(node: &mut Node) {
         "/proc/sys/net/ipv4/ip_forward",
         "1",
     ];
-    let mut container = node.user_container(&pod, &commands);
+    let mut container = node.container_of(&pod, &commands);
     container.plan.process.capabilities = capabilities(u64::MAX);
     container.plan.readonly_paths.clear();
     container.plan.mounts.retain(|mount| !mount.target.starts_with(b"/sys"));
@@ -493,7 +493,7 @@ fn sysctls_are_written(node: &mut Node) {
     let pod = node.set_up(&plan).unwrap();
     let commands: Vec<String> = names.iter().map(|name| format!("cat /proc/sys/{name} --")).collect();
     let commands: Vec<&str> = commands.iter().flat_map(|command| command.split(' ')).collect();
-    let container = node.user_container(&pod, &commands);
+    let container = node.container_of(&pod, &commands);
     assert_eq!(node.start(&pod, &container).lines(), values);
     // A group that is nobody's is not taken.
     let sysctls = vec![(names[1].as_bytes().to_vec(), b"0 2147483647".to_vec())];
@@ -504,7 +504,7 @@ fn sysctls_are_written(node: &mut Node) {
 
 fn cgroup2_is_mounted_for_the_pods_root(node: &mut Node) {
     let pod = node.user_pod();
-    let mut container = node.user_container(&pod, &["fstype", "/sys/fs/cgroup", "--", "cat", "/proc/self/cgroup"]);
+    let mut container = node.container_of(&pod, &["fstype", "/sys/fs/cgroup", "--", "cat", "/proc/self/cgroup"]);
     for mount in &mut container.plan.mounts {
         if let MountKind::Cgroup { v1 } = &mut mount.kind {
             v1.clear();
@@ -523,7 +523,7 @@ fn limits_are_raised_before_the_right_to_is_gone(node: &mut Node) {
     let may_raise = knarr_sys::capability::current().unwrap().effective & knarr_sys::capability::SYS_RESOURCE != 0;
     let pod = node.user_pod();
     for (asked, wanted) in [(hard + 10, if may_raise { hard + 10 } else { hard }), (77, 77)] {
-        let mut container = node.user_container(&pod, &["nofile"]);
+        let mut container = node.container_of(&pod, &["nofile"]);
         container.plan.process.rlimits = vec![limit(asked, asked)];
         assert_eq!(node.start(&pod, &container).lines(), [wanted.to_string()]);
     }
@@ -537,7 +537,7 @@ fn an_id_that_is_not_mapped_is_refused(node: &mut Node) {
         ("set supplementary groups", ProcessPlan { groups: vec![1, 65_536], ..process(&["exit", "0"]) }),
     ];
     for (step, plan) in plans {
-        let mut container = node.user_container(&pod, &[]);
+        let mut container = node.container_of(&pod, &[]);
         container.plan.process = plan;
         let failure = node.try_start(&pod, &container, None).err().unwrap();
         assert_eq!((failure.step.as_str(), failure.errno), (step, 22));
@@ -559,7 +559,7 @@ fn a_small_namespace_will_do(node: &mut Node) {
     let ids = UserNamespace { uids: small, gids: small };
     let plan = PodPlan { user: Some(ids), shared_pid: true, ..node.pod_plan() };
     let pod = node.set_up(&plan).unwrap();
-    let mut container = node.user_container(&pod, &["cat", "/proc/self/uid_map"]);
+    let mut container = node.container_of(&pod, &["cat", "/proc/self/uid_map"]);
     container.plan.pid_ns = Namespace::Pod;
     for mount in &mut container.plan.mounts {
         if mount.target == b"/dev/pts" {
@@ -571,7 +571,7 @@ fn a_small_namespace_will_do(node: &mut Node) {
 
 fn a_plan_for_the_hosts_users_is_refused(node: &mut Node) {
     let pod = node.user_pod();
-    let mut container = node.user_container(&pod, &["exit", "0"]);
+    let mut container = node.container_of(&pod, &["exit", "0"]);
     container.plan.user_ns = Namespace::Host;
     assert_eq!(node.try_start(&pod, &container, None).err().unwrap().step, "join the pod's user namespace");
 }
