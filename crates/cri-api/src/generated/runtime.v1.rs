@@ -39,7 +39,7 @@ pub struct PortMapping {
     pub host_ip: ::prost::alloc::string::String,
 }
 /// A volume: a path of the host. Opened when the container starts, symbolic links of the host followed; made as a directory
-/// if it is missing. Id mappings and images are refused in this version.
+/// if it is missing. Id mappings are those of the pod's user namespace or none. Images are refused in this version.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Mount {
     #[prost(string, tag = "1")]
@@ -73,7 +73,7 @@ pub struct IdMapping {
     #[prost(uint32, tag = "3")]
     pub length: u32,
 }
-/// Any mode but NODE is refused in this version.
+/// NODE without mappings, or POD with one range of uids and one of gids that hold the container's 0.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UserNamespace {
     #[prost(enumeration = "NamespaceMode", tag = "1")]
@@ -1239,7 +1239,7 @@ pub struct StatusRequest {
     #[prost(bool, tag = "1")]
     pub verbose: bool,
 }
-/// None is announced in this version.
+/// User namespaces are announced where the kernel and the image store's file system have what they need.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RuntimeHandlerFeatures {
     #[prost(bool, tag = "1")]
@@ -1255,7 +1255,7 @@ pub struct RuntimeHandler {
     #[prost(message, optional, tag = "2")]
     pub features: ::core::option::Option<RuntimeHandlerFeatures>,
 }
-/// The supplemental groups policy is honoured.
+/// The supplemental groups policy is honoured; user namespaces with the host's network where there are any at all.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RuntimeFeatures {
     #[prost(bool, tag = "1")]

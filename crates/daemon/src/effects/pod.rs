@@ -87,6 +87,10 @@ impl PodEffects {
             StartError::Failed(failure) => Error::internal(failure.to_string()),
             StartError::Shim(error) => error,
         })?;
+        // A shim that does not know them must not run the pod among the host's users.
+        if up.user.is_none() && self.spec.namespaces.user.is_some() {
+            return Err(Error::internal("knarr-shim has made no user namespace: it is older than this daemon"));
+        }
         self.live().user_ns = up.user.map(Arc::new);
         steps.done("namespaces");
         let mut network = PodNetwork::default();

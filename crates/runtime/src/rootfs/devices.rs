@@ -94,12 +94,9 @@ impl Device {
 
     /// Makes the node on `nodes`, with the owner as he is on the host.
     fn make_apart(&self, nodes: BorrowedFd<'_>, name: &CStr, user: &Membership<'_>) -> Result<()> {
-        let (uid, gid) = if self.harmless {
-            let uid = user.ids.uids.to_host(self.uid.as_raw()).ok_or(Errno::INVAL)?;
-            (Uid::from_raw(uid), Gid::from_raw(user.ids.gids.to_host(self.gid.as_raw()).ok_or(Errno::INVAL)?))
-        } else {
-            (self.uid, self.gid)
-        };
+        // An owner whom the pod does not have stays the host's.
+        let uid = user.ids.uids.to_host(self.uid.as_raw()).filter(|_| self.harmless).map_or(self.uid, Uid::from_raw);
+        let gid = user.ids.gids.to_host(self.gid.as_raw()).filter(|_| self.harmless).map_or(self.gid, Gid::from_raw);
         mknodat(nodes, name, self.kind, Mode::from_raw_mode(self.mode), self.number)?;
         chownat(nodes, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
     }

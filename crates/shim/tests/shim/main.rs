@@ -1,6 +1,7 @@
 //! The shim as it is, in a process of its own, with the runtime as it is, called as the daemon calls it. Needs root.
 
 mod pod;
+mod users;
 
 mod attaches;
 mod daemons;
