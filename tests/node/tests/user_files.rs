@@ -2,9 +2,11 @@
 
 use crate::users::{FIRST, in_pod, info, output, owner, range, run, user_pod, volume};
 use knarr_cri_api::v1;
+use knarr_node_tests::images::{TOOL_BYTES, image_with};
 use knarr_node_tests::node::Node;
-use knarr_node_tests::requests::{Mode, container, mount, security_of_pod};
+use knarr_node_tests::requests::{Mode, container, int, mount, security, security_of_pod};
 use knarr_node_tests::{Outcome, tests};
+use serde_json::json;
 use std::fs;
 use std::os::unix::fs::chown;
 use std::path::PathBuf;
@@ -16,6 +18,7 @@ tests![
     a_host_mount_shows_in_a_mapped_volume,
     the_pods_own_files_are_its_roots,
     an_image_with_more_ids_than_the_pod_starts,
+    a_programs_capabilities_are_the_pods,
 ];
 
 async fn writable_layer(node: &mut Node, id: &str) -> Outcome<PathBuf> {
@@ -254,5 +257,39 @@ async fn an_image_with_more_ids_than_the_pod_starts(node: &mut Node) -> Outcome 
     ];
     let output = output(node, &pod, container("main", &words)).await?;
     assert_eq!(output, "uid=0 gid=0 groups=0\ndir 0755 0:0 0:0\nEINVAL\nok\n");
+    Ok(())
+}
+
+/// The one file below a directory that ends in these words.
+fn find(directory: &std::path::Path, end: &str) -> Option<PathBuf> {
+    for entry in fs::read_dir(directory).ok()?.flatten() {
+        let path = entry.path();
+        if path.ends_with(end) {
+            return Some(path);
+        }
+        if entry.file_type().is_ok_and(|kind| kind.is_dir())
+            && let Some(found) = find(&path, end)
+        {
+            return Some(found);
+        }
+    }
+    None
+}
+
+/// An image's files may have capabilities (ping): they are good for the pod whose files they then are.
+async fn a_programs_capabilities_are_the_pods(node: &mut Node) -> Outcome {
+    const NET_RAW: u32 = 1 << 13;
+    let image = image_with(json!({}), &[("bin/able", 0o755, TOOL_BYTES)]);
+    node.import(&[("localhost/able:latest", &image)]).await?;
+    let able = find(&node.root, "bin/able").ok_or("no such file in any layer")?;
+    // struct vfs_cap_data of version 2: effective, permitted and inheritable, low and high.
+    let words = [0x0200_0001_u32, NET_RAW, 0, 0, 0].map(u32::to_le_bytes);
+    rustix::fs::setxattr(&able, "security.capability", &words.concat(), rustix::fs::XattrFlags::empty())?;
+    let pod = node.run_pod(user_pod("able", FIRST)).await?;
+    let mut config = container("main", &["status", "CapEff", ",", "try", "raw-socket"]);
+    config.image.get_or_insert_default().image = "localhost/able:latest".into();
+    config.command = vec!["/bin/able".into()];
+    security(&mut config).run_as_user = int(1000);
+    assert_eq!(output(node, &pod, config).await?, "CapEff:\t0000000000002000\nok\n");
     Ok(())
 }
