@@ -19,6 +19,7 @@ crate::tests![
     first_process_and_exec_have_the_same_identity,
     capabilities_hold_inside_and_nowhere_else,
     the_pods_files_and_devices_are_roots,
+    the_templates_are_gone_from_a_container,
     devices_of_the_host_keep_their_owners,
     a_volume_is_mapped_when_asked_for,
     a_volume_that_cannot_be_mapped_is_said,
@@ -240,6 +241,16 @@ fn the_pods_files_and_devices_are_roots(node: &mut Node) {
     // A tmpfs of ours beside hierarchies of version 1, else the host's.
     assert!(lines[13].starts_with("dir "), "{}", lines[13]);
     assert_eq!(lines[14..], ["", "file 444 0:0", "", "ok"]);
+}
+
+fn the_templates_are_gone_from_a_container(node: &mut Node) {
+    let table = start(node, &["cat", "/proc/self/mountinfo"]).remove(0);
+    for (fstype, place) in [("proc", "/proc"), ("sysfs", "/sys")] {
+        let whole = table.split('|').filter(|line| line.contains(&format!(" - {fstype} ")));
+        let places =
+            whole.filter(|line| line.split(' ').nth(3) == Some("/")).map(|line| line.split(' ').nth(4).unwrap());
+        assert_eq!(places.collect::<Vec<_>>(), [place], "{table}");
+    }
 }
 
 fn devices_of_the_host_keep_their_owners(node: &mut Node) {
