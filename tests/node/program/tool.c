@@ -230,6 +230,13 @@ static void await_size(int columns, int rows) {
     while (ioctl(0, TIOCGWINSZ, &size) || size.ws_col != columns || size.ws_row != rows) nap(0.005);
 }
 
+/* Reads one line of stdin, and no byte more. */
+static void line(void) {
+    char byte = 0;
+    while (byte != '\n')
+        if (read(0, &byte, 1) != 1) fail("line");
+}
+
 /* Reads stdin to its end and says how many bytes there were. */
 static void count(void) {
     static char buffer[65536];
@@ -403,6 +410,7 @@ static void run(char *c, char **a, int n) {
     else if (IS("procs", 0)) processes();
     else if (IS("tty", 0)) terminal();
     else if (IS("echo", 0)) { char line[4096]; while (fgets(line, sizeof line, stdin)) { fputs(line, stdout); fflush(stdout); } }
+    else if (IS("line", 0)) line();
     else if (IS("count", 0)) count();
     else if (IS("pattern", 1)) pattern(atoll(a[0]));
     else if (IS("verify", 0)) verify();

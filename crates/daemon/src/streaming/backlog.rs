@@ -46,6 +46,8 @@ async fn gather(from: Descriptor, backlog: Arc<Backlog>) {
             0 => return,
             count => backlog.add(&buffer[..count]),
         }
+        // On a machine that is short of CPU time there is always more to read: the carrying must get its turn.
+        tokio::task::yield_now().await;
     }
 }
 
