@@ -9,7 +9,8 @@ use tokio::time::{Duration, timeout};
 
 use crate::mux::Mux;
 use crate::protocol::{Protocol, Role};
-use crate::stream::{Ended, Held, Incoming, Open, SEND_BYTES, Shared, Stream};
+use crate::shared::{Held, Open, Shared};
+use crate::stream::{Ended, Incoming, SEND_BYTES, Stream};
 use crate::{Receiver, ResizeSender, Sender, Wanted};
 
 mod connect;

@@ -6,7 +6,7 @@
 //!  server/http, client/connect   a connection is upgraded
 //!  mux                           drives it: one task, one read buffer, one vectored write
 //!  protocol, websocket           bytes <-> events of streams (codecs are in knarr-wire)
-//!  stream, session               two bounded queues for each stream, and the handles on them
+//!  stream, shared, session       two bounded queues for each stream, and the handles on them
 //!  server/, client/              what the streams of a command or a forwarded port are
 //! ```
 
@@ -17,6 +17,7 @@ mod outgoing;
 mod protocol;
 pub mod server;
 mod session;
+mod shared;
 mod stream;
 mod websocket;
 

@@ -17,7 +17,8 @@ use tokio_util::io::{poll_read_buf, poll_write_buf};
 use crate::io::Io;
 use crate::outgoing::Outgoing;
 use crate::protocol::{self, Protocol};
-use crate::stream::{Ended, Incoming, Open, Send, Shared, Stream};
+use crate::shared::{Open, Shared};
+use crate::stream::{Ended, Incoming, Send, Stream};
 
 /// Bytes of a connection that are read at once.
 const READ_BYTES: usize = 64 << 10;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use knarr_wire::remotecommand::TerminalSize;
 
-use crate::stream::{Ended, Held, Stream};
+use crate::shared::Held;
+use crate::stream::{Ended, Stream};
 
 /// Which streams of a command are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

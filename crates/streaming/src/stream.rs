@@ -11,22 +11,17 @@
 //! TCP's order, and no other connection notices.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use knarr_wire::remotecommand::{SizeDecoder, TerminalSize};
-use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
 
-use crate::mux::Gone;
+use crate::shared::Shared;
 
 /// Bytes of one stream that its receiver has not taken before the connection is no longer read: what fills a pipe of
 /// the kernel a few times, so that a reader that stalls for a moment costs nothing.
 pub(crate) const RECEIVE_BYTES: usize = 256 << 10;
-/// The same over all streams of a connection: many forwarded connections that stand still hold this much, not each.
-pub(crate) const CONNECTION_RECEIVE_BYTES: usize = 4 << 20;
 /// Bytes that a sender may queue before it waits, of a command's output.
 pub(crate) const SEND_BYTES: usize = 256 << 10;
 /// The same of a forwarded connection, of which there may be many.
@@ -55,36 +50,6 @@ pub(crate) enum Incoming {
     Sizes(SizeDecoder),
     /// Nobody wants them.
     Dropped,
-}
-
-/// What all streams of one connection share.
-pub(crate) struct Shared {
-    driver: Mutex<DriverSide>,
-    /// Streams whose receiver is behind.
-    full: AtomicUsize,
-    /// Bytes from the peer that nobody has taken, of all streams.
-    received: AtomicUsize,
-    /// Handles of a client; with the last one the connection is closed.
-    handles: AtomicUsize,
-    /// Cancelled when the connection is gone.
-    pub(crate) gone: CancellationToken,
-    why: OnceLock<Gone>,
-}
-
-#[derive(Default)]
-struct DriverSide {
-    waker: Option<Waker>,
-    /// Streams with something to send, each at most once.
-    ready: VecDeque<Arc<Stream>>,
-    opens: VecDeque<Open>,
-}
-
-/// A wish of a client for one more stream.
-pub(crate) struct Open {
-    pub(crate) headers: Vec<(&'static str, String)>,
-    pub(crate) send_bytes: usize,
-    pub(crate) incoming: Incoming,
-    pub(crate) opened: oneshot::Sender<Arc<Stream>>,
 }
 
 /// One stream.
@@ -140,112 +105,6 @@ pub(crate) enum Send {
     Reset,
 }
 
-impl Shared {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            driver: Mutex::default(),
-            full: AtomicUsize::new(0),
-            received: AtomicUsize::new(0),
-            handles: AtomicUsize::new(0),
-            gone: CancellationToken::new(),
-            why: OnceLock::new(),
-        })
-    }
-
-    fn driver(&self) -> MutexGuard<'_, DriverSide> {
-        self.driver.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether no more may be taken from the peer now.
-    pub(crate) fn is_full(&self) -> bool {
-        self.full.load(Ordering::Acquire) > 0 || self.received.load(Ordering::Acquire) > CONNECTION_RECEIVE_BYTES
-    }
-
-    /// Remembers whom to wake when there is something to do.
-    pub(crate) fn driven_by(&self, waker: &Waker) {
-        let mut driver = self.driver();
-        if !driver.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
-            driver.waker = Some(waker.clone());
-        }
-    }
-
-    pub(crate) fn wake(&self) {
-        let waker = self.driver().waker.clone();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    pub(crate) fn next_ready(&self) -> Option<Arc<Stream>> {
-        self.driver().ready.pop_front()
-    }
-
-    pub(crate) fn next_open(&self) -> Option<Open> {
-        self.driver().opens.pop_front()
-    }
-
-    /// Asks the driver for one more stream. Callers wait for the answer, so that there are as many as callers.
-    pub(crate) fn open(&self, open: Open) {
-        self.driver().opens.push_back(open);
-        self.wake();
-    }
-
-    /// Lets go of wishes and streams once there is no driver any more.
-    pub(crate) fn close(&self, why: &Gone) {
-        self.why.get_or_init(|| why.clone());
-        self.gone.cancel();
-        let (ready, opens) = {
-            let mut driver = self.driver();
-            driver.waker = None;
-            (std::mem::take(&mut driver.ready), std::mem::take(&mut driver.opens))
-        };
-        drop((ready, opens));
-    }
-
-    /// Why the connection is gone, for a person.
-    pub(crate) fn why_gone(&self) -> String {
-        self.why.get().map_or_else(|| "the connection goes on".to_owned(), ToString::to_string)
-    }
-
-    /// Whether the peer has closed the connection, rather than that it broke.
-    pub(crate) fn is_gone_in_order(&self) -> bool {
-        self.why.get() == Some(&Gone::Closed)
-    }
-
-    /// Whether streams have something to send.
-    pub(crate) fn has_ready(&self) -> bool {
-        !self.driver().ready.is_empty()
-    }
-
-    pub(crate) fn is_abandoned(&self) -> bool {
-        self.handles.load(Ordering::Acquire) == 0
-    }
-
-    /// Counts one handle of a client.
-    pub(crate) fn hold(self: &Arc<Self>) -> Held {
-        self.handles.fetch_add(1, Ordering::AcqRel);
-        Held(self.clone())
-    }
-}
-
-/// Keeps a client's connection.
-#[derive(Debug)]
-pub(crate) struct Held(Arc<Shared>);
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if self.0.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.wake();
-        }
-    }
-}
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").finish_non_exhaustive()
-    }
-}
-
 impl std::fmt::Debug for Stream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Stream").field("id", &self.id).finish_non_exhaustive()
@@ -290,14 +149,7 @@ impl Stream {
             return;
         }
         drop(state);
-        let waker = {
-            let mut driver = self.shared.driver();
-            driver.ready.push_back(self.clone());
-            driver.waker.clone()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.shared.make_ready(self.clone());
     }
 
     // ---- the receiver's side
@@ -308,17 +160,11 @@ impl Stream {
         if let Some(piece) = state.pieces.pop_front() {
             let bytes = piece.freeze();
             state.received -= bytes.len();
-            let before = self.shared.received.fetch_sub(bytes.len(), Ordering::AcqRel);
-            let mut free = before > CONNECTION_RECEIVE_BYTES && before - bytes.len() <= CONNECTION_RECEIVE_BYTES;
             // Half, so that the driver is not woken for each piece of a queue that stays full.
-            if state.full && state.received <= RECEIVE_BYTES / 2 {
-                state.full = false;
-                free |= self.shared.full.fetch_sub(1, Ordering::AcqRel) == 1;
-            }
+            let caught_up = state.full && state.received <= RECEIVE_BYTES / 2;
+            state.full &= !caught_up;
             drop(state);
-            if free {
-                self.shared.wake();
-            }
+            self.shared.release(bytes.len(), caught_up);
             return Poll::Ready(Ok(bytes));
         }
         if let Some(ended) = state.ended {
@@ -352,15 +198,10 @@ impl Stream {
         state.receiver = None;
         let pieces = std::mem::take(&mut state.pieces);
         let received = std::mem::take(&mut state.received);
-        self.shared.received.fetch_sub(received, Ordering::AcqRel);
-        if std::mem::take(&mut state.full) {
-            self.shared.full.fetch_sub(1, Ordering::AcqRel);
-        }
+        let caught_up = std::mem::take(&mut state.full);
         drop(state);
         drop(pieces);
-        if received > 0 {
-            self.shared.wake();
-        }
+        self.shared.release(received, caught_up);
     }
 
     /// As [`Stream::drop_incoming`], for a receiver that is still there: it is told that nothing more comes.
@@ -462,7 +303,7 @@ impl Stream {
             },
             Incoming::Kept => {
                 state.received += bytes.len();
-                self.shared.received.fetch_add(bytes.len(), Ordering::AcqRel);
+                self.shared.hold_bytes(bytes.len());
                 match state.pieces.back_mut() {
                     _ if bytes.len() >= SHARED_BYTES_MIN => state.pieces.push_back(Piece::Shared(bytes)),
                     Some(Piece::Copied(last)) if last.len() < SHARED_BYTES_MIN => last.extend_from_slice(&bytes),
@@ -470,7 +311,7 @@ impl Stream {
                 }
                 if !state.full && state.received >= RECEIVE_BYTES {
                     state.full = true;
-                    self.shared.full.fetch_add(1, Ordering::AcqRel);
+                    self.shared.fill();
                 }
             }
         }
@@ -568,5 +409,191 @@ impl Piece {
             Self::Shared(bytes) => bytes,
             Self::Copied(bytes) => bytes.freeze(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shared::CONNECTION_RECEIVE_BYTES;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Wake;
+
+    /// Says whether it has been woken.
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    impl Woken {
+        fn take(&self) -> bool {
+            self.0.swap(false, Ordering::SeqCst)
+        }
+    }
+
+    fn driven() -> (Arc<Shared>, Arc<Woken>) {
+        let (shared, woken) = (Shared::new(), Arc::new(Woken::default()));
+        shared.driven_by(&woken.clone().into());
+        (shared, woken)
+    }
+
+    fn context() -> Context<'static> {
+        Context::from_waker(Waker::noop())
+    }
+
+    fn receive(stream: &Stream) -> Poll<Result<Bytes, Ended>> {
+        stream.poll_receive(&mut context())
+    }
+
+    #[test]
+    fn bytes_come_out_as_they_went_in_and_small_ones_hold_no_large_buffer() {
+        let (shared, _) = driven();
+        let stream = Stream::new(1, &shared, Incoming::Kept, SEND_BYTES);
+        let whole = Bytes::from((0..64 << 10).map(|at| (at % 251) as u8).collect::<Vec<_>>());
+        let buffer = whole.as_ptr_range();
+        let (mut rest, mut all) = (whole.clone(), Vec::new());
+        for length in [1, 1, 5000, 1, SHARED_BYTES_MIN - 1, SHARED_BYTES_MIN, 1, 20_000] {
+            let piece = rest.split_to(length);
+            all.extend_from_slice(&piece);
+            stream.deliver(piece);
+        }
+        let (mut came, mut shared_pieces) = (Vec::new(), 0);
+        while let Poll::Ready(Ok(piece)) = receive(&stream) {
+            let is_shared = buffer.contains(&piece.as_ptr());
+            assert!(!is_shared || piece.len() >= SHARED_BYTES_MIN, "{} bytes hold their buffer", piece.len());
+            shared_pieces += usize::from(is_shared);
+            came.extend_from_slice(&piece);
+        }
+        assert!(came == all);
+        assert_eq!(shared_pieces, 2, "large ones are not copied");
+    }
+
+    #[test]
+    fn a_full_stream_stops_its_connection_until_half_is_taken() {
+        let (shared, driver) = driven();
+        let stream = Stream::new(1, &shared, Incoming::Kept, SEND_BYTES);
+        let other = Stream::new(3, &shared, Incoming::Kept, SEND_BYTES);
+        let piece = Bytes::from(vec![0; 64 << 10]);
+        for _ in 0..RECEIVE_BYTES / piece.len() {
+            assert!(!shared.is_full());
+            stream.deliver(piece.clone());
+        }
+        assert!(shared.is_full());
+        let mut taken = 0;
+        while shared.is_full() {
+            assert!(!driver.take());
+            assert!(receive(&stream).is_ready());
+            taken += piece.len();
+        }
+        assert!(taken == RECEIVE_BYTES / 2 && driver.take());
+        // A receiver that is dropped, or a stream that is, holds nobody back.
+        for _ in 0..2 {
+            stream.deliver(piece.clone());
+        }
+        assert!(shared.is_full());
+        stream.drop_incoming();
+        assert!(!shared.is_full() && driver.take());
+        for _ in 0..10 {
+            stream.deliver(piece.clone());
+            other.deliver(piece.clone());
+        }
+        assert!(shared.is_full());
+        drop(other);
+        assert!(!shared.is_full() && driver.take());
+    }
+
+    #[test]
+    fn many_streams_together_stop_their_connection_too() {
+        let (shared, driver) = driven();
+        let piece = Bytes::from(vec![0; 100 << 10]);
+        let streams: Vec<_> = (0..60).map(|id| Stream::new(id, &shared, Incoming::Kept, SEND_BYTES)).collect();
+        let full_at = streams.iter().position(|stream| {
+            stream.deliver(piece.clone());
+            shared.is_full()
+        });
+        assert_eq!(full_at, Some(CONNECTION_RECEIVE_BYTES / piece.len()));
+        assert!(receive(&streams[0]).is_ready());
+        assert!(!shared.is_full() && driver.take());
+    }
+
+    #[test]
+    fn what_is_sent_goes_in_pieces_with_its_end_behind_it() {
+        let (shared, driver) = driven();
+        let stream = Stream::new(1, &shared, Incoming::Kept, 10);
+        let room = |stream: &Stream| stream.poll_room(&mut context());
+        assert_eq!(room(&stream), Poll::Ready(Ok(())));
+        stream.push("0123456789abc".into());
+        assert!(room(&stream).is_pending() && driver.take());
+        stream.push("def".into());
+        stream.finish();
+        assert_eq!(room(&stream), Poll::Ready(Err(())), "it was ended");
+        stream.push("too late".into());
+        let mut sent = Vec::new();
+        while let Some(ready) = shared.next_ready() {
+            match ready.next_send(8) {
+                Some(Send::Data(bytes, last)) => sent.push((bytes, last)),
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(stream.is_sent(), sent.len() == 3);
+        }
+        assert_eq!(sent, [("01234567".into(), false), ("89abc".into(), false), ("def".into(), true)]);
+    }
+
+    #[test]
+    fn a_reset_comes_behind_what_was_said_and_even_behind_an_end() {
+        let (shared, _) = driven();
+        for finished in [false, true] {
+            let stream = Stream::new(1, &shared, Incoming::Kept, SEND_BYTES);
+            stream.push("why".into());
+            if finished {
+                stream.finish();
+                let sent = shared.next_ready().and_then(|ready| ready.next_send(100));
+                assert!(matches!(sent, Some(Send::Data(_, true))));
+            }
+            stream.reset();
+            assert_eq!(receive(&stream), Poll::Ready(Err(Ended::Reset)));
+            let mut sent = Vec::new();
+            while let Some(ready) = shared.next_ready() {
+                sent.extend(ready.next_send(100));
+            }
+            match (finished, &sent[..]) {
+                (false, [Send::Data(bytes, false), Send::Reset]) => assert_eq!(bytes, "why"),
+                (true, [Send::Reset]) => {}
+                other => panic!("{other:?}"),
+            }
+            assert!(stream.is_over());
+            // Once both halves have ended there is nothing to reset.
+            stream.reset();
+            assert!(!shared.has_ready());
+        }
+    }
+
+    #[test]
+    fn of_sizes_the_latest_is_kept_and_sent() {
+        let (shared, _) = driven();
+        let size = |columns| TerminalSize { columns, rows: 9 };
+        let sender = Stream::new(1, &shared, Incoming::Dropped, SEND_BYTES);
+        let receiver = Stream::new(1, &shared, Incoming::Sizes(SizeDecoder::new()), SEND_BYTES);
+        assert!(receiver.poll_size(&mut context()).is_pending());
+        for columns in 1..100 {
+            sender.push_size(size(columns));
+        }
+        for columns in [100, 200] {
+            sender.push_size(size(columns));
+            while let Some(ready) = shared.next_ready() {
+                match ready.next_send(100) {
+                    Some(Send::Data(bytes, false)) => receiver.deliver(bytes),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        assert_eq!(receiver.take_size(), Some(size(200)));
+        assert_eq!(receiver.take_size(), None);
+        receiver.end_incoming(Ended::Gone);
+        assert_eq!(receiver.poll_size(&mut context()), Poll::Ready(None));
     }
 }

@@ -10,7 +10,8 @@ use knarr_wire::remotecommand::STATUS_BYTES_MAX;
 use super::{ClientError, Target, Transport, connect, drive, open};
 use crate::mux::Mux;
 use crate::protocol::{Protocol, Role};
-use crate::stream::{FORWARD_SEND_BYTES, Held, Incoming, Shared};
+use crate::shared::{Held, Shared};
+use crate::stream::{FORWARD_SEND_BYTES, Incoming};
 use crate::{Receiver, Sender};
 
 /// One connection over which ports are forwarded. It is closed when this and all that was opened on it is dropped.
