@@ -11,55 +11,34 @@
 //! that the machine has. All of it follows from names alone, so that a restarted daemon finds what an older one made.
 //! A controller that is missing, or a file that may not be written, is said once and passed over: the pod runs.
 //!
-//! Calls here block on the kernel for microseconds, `remove` for as long as processes take to die: use a blocking
-//! thread. The systemd driver is not here, and no process is ever moved: processes are born in their cgroup, or move
-//! themselves through the descriptors of [`CgroupFds`].
+//! What may wait is async and blocks no worker; what is not async takes microseconds. The systemd driver is not here,
+//! and no process is ever moved: processes are born in their cgroup, or move themselves through the descriptors of
+//! [`CgroupFds`].
 
 mod apply;
 mod container;
+mod group;
+mod names;
 mod sample;
+mod shim;
 mod sweep;
 
 pub use container::{ContainerCgroup, DeviceAccess, ExecLeaf};
+pub use names::Driver;
 pub use sample::{MemorySample, Pressure, PressureLine, Sample};
+pub use shim::ShimCgroup;
 
+use group::{Group, blocking, join};
 use knarr_model::resources::{Resources, Setting, v1_files, v2_files};
 use knarr_model::{ContainerId, Error, PodId};
 use knarr_sys::cgroup as sys;
+use names::relative;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-
-/// Controllers that containers are limited with; the others are passed by.
-const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "memory", "pids", "hugetlb", "io"];
 
 /// Without these a promise of CRI is broken, so their absence is said at start.
 const NEEDED: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
-
-/// Longest cgroup path, in bytes: the kernel's PATH_MAX less what stands below a container.
-const PATH_BYTES_MAX: usize = 3800;
-
-/// How long killed processes may take to be gone. Longer means that they hang in the kernel, on a dead file server
-/// for instance, and nobody's waiting helps.
-const DEATH_LIMIT: Duration = Duration::from_secs(10);
-
-/// How long rmdir may go on saying EBUSY after the last process is gone: v1 drops its references a little later.
-const RMDIR_LIMIT: Duration = Duration::from_secs(2);
-
-/// Bytes that a shim and what it forks may use. At rest it uses less than one MiB; page cache of logs is reclaimed.
-const SHIM_MEMORY_MAX: i64 = 32 << 20;
-
-/// Who makes the cgroups.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Driver {
-    /// knarr, by mkdir and write.
-    #[default]
-    Cgroupfs,
-    /// systemd, over D-Bus.
-    Systemd,
-}
 
 /// What the configuration says about cgroups.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -172,12 +151,13 @@ impl Cgroups {
     }
 
     /// Makes a pod's cgroup, or finds the one that kubelet made, and lets its controllers reach the containers.
-    pub fn create_pod(&self, parent: &str, pod: &PodId) -> Result<PodCgroup, Error> {
+    pub async fn create_pod(&self, parent: &str, pod: &PodId) -> Result<PodCgroup, Error> {
         let cgroup = self.pod(parent, pod)?;
-        let made = cgroup.group.make();
+        let group = cgroup.group.clone();
+        let made = blocking(move || group.make()).await;
         if made.is_err() && !cgroup.given {
             // The first error is the one to report; what could not be removed is found by name at the next start.
-            let _ = cgroup.remove();
+            let _ = cgroup.remove().await;
         }
         made.map(|_| cgroup)
     }
@@ -189,7 +169,7 @@ impl Cgroups {
 
     /// Makes a container's cgroup with its limits. One that an earlier attempt left is taken away first. On an error
     /// nothing is left.
-    pub fn create_container(
+    pub async fn create_container(
         &self,
         pod: &PodCgroup,
         id: &ContainerId,
@@ -198,9 +178,9 @@ impl Cgroups {
     ) -> Result<ContainerCgroup, Error> {
         resources.check()?;
         let cgroup = self.container(pod, id);
-        let made = cgroup.create(resources, devices);
+        let made = cgroup.create(resources.clone(), devices.clone()).await;
         if made.is_err() {
-            let _ = cgroup.remove();
+            let _ = cgroup.remove().await;
         }
         made.map(|()| cgroup)
     }
@@ -208,26 +188,16 @@ impl Cgroups {
     /// The cgroup of a pod's shim by name alone: beside the daemon's, or a leaf of the pod's own if that is given.
     pub fn shim(&self, pod: &PodId, within: Option<&PodCgroup>) -> ShimCgroup {
         let path = match within {
-            Some(cgroup) => join(&cgroup.group.path, SHIM_LEAF),
-            None => format!("{}/shims/{}", self.shared.parent_default, pod.short()),
+            Some(cgroup) => join(&cgroup.group.path, names::SHIM_LEAF),
+            None => format!("{}/{}/{}", self.shared.parent_default, names::SHIMS, pod.short()),
         };
-        ShimCgroup { group: self.group(path) }
+        ShimCgroup::new(self.group(path))
     }
 
-    /// Makes the cgroup of a pod's shim. Outside the pod's limits, unless `within` is given: in a pod that uses up its
-    /// 100m of CPU a ping to a shim within takes 83 ms.
-    pub fn create_shim(&self, pod: &PodId, within: Option<&PodCgroup>) -> Result<ShimCgroup, Error> {
-        let cgroup = self.shim(pod, within);
-        cgroup.group.make()?;
-        let limits = Resources { memory_limit: Some(SHIM_MEMORY_MAX), ..Resources::default() };
-        let writes = self.shared.writes(&cgroup.group.path, &limits);
-        apply::set(&self.shared, &writes).map_err(|e| e.context("limit the shim"))?;
-        Ok(cgroup)
-    }
-
-    /// Removes the default parent if nothing is in it any more; for a daemon that goes for good.
-    pub fn remove_default_parent(&self) {
-        for path in [format!("{}/shims", self.shared.parent_default), self.shared.parent_default.clone()] {
+    /// Takes the empty default parent away; for a daemon that ends. What is still in use stays.
+    pub fn close(&self) {
+        let parent = &self.shared.parent_default;
+        for path in [join(parent, names::SHIMS), parent.clone()] {
             for root in self.shared.roots() {
                 // Whatever is still in use stays, which is what is wanted.
                 let _ = rustix::fs::unlinkat(root, path.as_str(), rustix::fs::AtFlags::REMOVEDIR);
@@ -297,111 +267,6 @@ fn no_controller(setting: &Setting) -> String {
     format!("{} is not set: this machine has no cgroup v2 {} controller", setting.file, setting.controller)
 }
 
-/// One cgroup in every hierarchy.
-#[derive(Debug, Clone)]
-struct Group {
-    shared: Arc<Shared>,
-    /// relative to each root
-    path: String,
-}
-
-impl Group {
-    /// Makes it everywhere; says whether it is new in the cgroup2 hierarchy.
-    fn make(&self) -> Result<bool, Error> {
-        let error =
-            |name: &str, e: Errno| Error::internal(format!("make cgroup /{} in the {name} hierarchy: {e}", self.path));
-        let new = sys::make_dirs(self.shared.tree(), &self.path).map_err(|e| error("cgroup2", e))?;
-        for hierarchy in &self.shared.hierarchies.v1 {
-            sys::make_dirs(&hierarchy.root, &self.path).map_err(|e| error(&hierarchy.controllers.join(","), e))?;
-        }
-        if let Some(cpuset) = self.shared.v1_root("cpuset") {
-            fill_cpusets(cpuset, &self.path).map_err(|e| error("cpuset", e))?;
-        }
-        self.let_controllers_through();
-        Ok(new)
-    }
-
-    /// v2: every cgroup above must pass the controllers on. What is refused is said once and shows again as a missing
-    /// file when a limit is written.
-    fn let_controllers_through(&self) {
-        let wanted = CONTROLLERS.into_iter().filter(|c| self.shared.tree_has(c));
-        let wanted: Vec<&str> = wanted.collect();
-        if wanted.is_empty() {
-            return;
-        }
-        for above in ancestors(&self.path) {
-            let file = join(above, "cgroup.subtree_control");
-            let on = sys::read(self.shared.tree(), &file).unwrap_or_default();
-            for controller in wanted.iter().filter(|c| !on.split_whitespace().any(|o| o == **c)) {
-                if let Err(error) = sys::write(self.shared.tree(), &file, &format!("+{controller}")) {
-                    self.shared.say_once(format!("cannot pass the {controller} controller on in /{above}: {error}"));
-                }
-            }
-        }
-    }
-
-    fn fds(&self) -> Result<CgroupFds, Error> {
-        let error = |file: &str, e: Errno| Error::internal(format!("open cgroup /{}{file}: {e}", self.path));
-        let into = sys::open_dir(self.shared.tree(), &self.path).map_err(|e| error("", e))?;
-        let mut v1_tasks = Vec::with_capacity(self.shared.hierarchies.v1.len());
-        for hierarchy in &self.shared.hierarchies.v1 {
-            let tasks = join(&self.path, "tasks");
-            v1_tasks.push(sys::open_for_write(&hierarchy.root, &tasks).map_err(|e| error("/tasks", e))?);
-        }
-        Ok(CgroupFds { into, v1_tasks })
-    }
-
-    fn kill(&self) -> Result<(), Error> {
-        sys::kill(self.shared.tree(), &self.path)
-            .map_err(|e| Error::internal(format!("kill cgroup /{}: {e}", self.path)))
-    }
-
-    fn processes(&self) -> Result<Vec<u32>, Error> {
-        let pids = sys::processes(self.shared.tree(), &self.path)
-            .map_err(|e| Error::internal(format!("list processes of cgroup /{}: {e}", self.path)))?;
-        Ok(pids.into_iter().map(|pid| pid.as_raw_nonzero().get() as u32).collect())
-    }
-
-    /// Kills what is left and removes the cgroup everywhere. Goes on after errors and tells them all.
-    fn remove(&self) -> Result<(), Error> {
-        let mut errors = Vec::new();
-        if let Err(error) = self.kill_and_wait() {
-            errors.push(error.message);
-        }
-        let deadline = Instant::now() + RMDIR_LIMIT;
-        for root in self.shared.roots() {
-            if let Err(error) = remove_patiently(root, &self.path, deadline) {
-                errors.push(format!("remove cgroup /{}: {error}", self.path));
-            }
-        }
-        errors.dedup();
-        if errors.is_empty() { Ok(()) } else { Err(Error::internal(errors.join("; "))) }
-    }
-
-    fn kill_and_wait(&self) -> Result<(), Error> {
-        let wait = |limit| {
-            sys::wait_until_empty(self.shared.tree(), &self.path, limit)
-                .map_err(|e| Error::internal(format!("wait for cgroup /{} to be empty: {e}", self.path)))
-        };
-        if wait(Duration::ZERO)? {
-            return Ok(());
-        }
-        self.kill()?;
-        if wait(DEATH_LIMIT / 10)? {
-            return Ok(());
-        }
-        // A process frozen through v1 dies only when it is thawed; nothing is lost by trying.
-        if let Some(freezer) = self.shared.v1_root("freezer") {
-            let _ = sys::write(freezer, &join(&self.path, "freezer.state"), "THAWED");
-        }
-        if wait(DEATH_LIMIT)? {
-            return Ok(());
-        }
-        let pids = self.processes().unwrap_or_default();
-        Err(Error::internal(format!("cgroup /{}: processes {pids:?} do not die of SIGKILL", self.path)))
-    }
-}
-
 /// The cgroup that a pod's containers are in.
 #[derive(Debug, Clone)]
 pub struct PodCgroup {
@@ -423,120 +288,10 @@ impl PodCgroup {
     /// Removes it, with whatever is left in it, if it is ours. A parent that kubelet gave is kubelet's to remove;
     /// only where the cgroup2 hierarchy has no controllers, and kubelet therefore does not know it, the empty
     /// directories that we made there for it are taken away.
-    pub fn remove(&self) -> Result<(), Error> {
-        if !self.given {
-            return self.group.remove();
-        }
-        let shared = &self.group.shared;
-        if shared.hierarchies.tree.controllers.is_empty() {
-            let levels: Vec<&str> = ancestors(&self.group.path).skip(1).chain([self.group.path.as_str()]).collect();
-            for path in levels.into_iter().rev() {
-                // EBUSY: another pod is below, and so is everything above.
-                if rustix::fs::unlinkat(shared.tree(), path, rustix::fs::AtFlags::REMOVEDIR).is_err() {
-                    break;
-                }
-            }
-        }
-        Ok(())
+    pub async fn remove(&self) -> Result<(), Error> {
+        let (group, given) = (self.group.clone(), self.given);
+        blocking(move || if given { group.remove_phantoms() } else { group.remove() }).await
     }
-}
-
-/// The shim's leaf in its pod's cgroup. No container's: those are ids.
-const SHIM_LEAF: &str = "knarr-shim";
-
-/// From the shim's last answer to its end: it closes its descriptors. What takes longer is killed.
-const SHIM_END: Duration = Duration::from_millis(500);
-
-/// The cgroup of one pod's shim.
-#[derive(Debug, Clone)]
-pub struct ShimCgroup {
-    group: Group,
-}
-
-impl ShimCgroup {
-    /// For a shim that is born there or moves itself while it is one thread.
-    pub fn fds(&self) -> Result<CgroupFds, Error> {
-        self.group.fds()
-    }
-
-    /// Moves a running shim in. Waits for an RCU grace period in the cgroup2 hierarchy (13 ms measured), so nobody may
-    /// be waiting for it.
-    pub fn take_in(&self, pid: u32) -> Result<(), Error> {
-        let Group { shared, path } = &self.group;
-        let error = |e: Errno| Error::internal(format!("move process {pid} to cgroup /{path}: {e}"));
-        for hierarchy in &shared.hierarchies.v1 {
-            // `tasks`, not `cgroup.procs`: a shim is one thread.
-            sys::write(&hierarchy.root, &join(path, "tasks"), &pid.to_string()).map_err(error)?;
-        }
-        sys::write(shared.tree(), &join(path, "cgroup.procs"), &pid.to_string()).map_err(error)
-    }
-
-    /// Removes it with whatever is left in it: a shim that was told to end has ended, is about to, or hangs.
-    pub fn remove(&self) -> Result<(), Error> {
-        let Group { shared, path } = &self.group;
-        // What goes wrong here goes wrong again in what follows, and is told there.
-        let _ = sys::wait_until_empty(shared.tree(), path, SHIM_END);
-        self.group.remove()
-    }
-}
-
-/// A cgroup path without its leading slash, or why it is none.
-fn relative(field: &str, path: &str) -> Result<String, Error> {
-    let bad = |why: &str| Err(Error::invalid(field, format!("{path:?} {why}")));
-    if path.len() > PATH_BYTES_MAX {
-        return Err(Error::invalid(field, format!("longer than {PATH_BYTES_MAX} bytes")));
-    }
-    let inner = path.trim_matches('/');
-    if inner.is_empty() {
-        return Ok(String::new());
-    }
-    if inner.contains(['\0', '\n']) {
-        return bad("holds a control character");
-    }
-    if inner.split('/').any(|part| part.is_empty() || part == "." || part == ".." || part.len() > 255) {
-        return bad("is no plain path of a cgroup");
-    }
-    Ok(inner.to_owned())
-}
-
-/// "" (the root), then every path above `path`, downwards.
-fn ancestors(path: &str) -> impl Iterator<Item = &str> {
-    std::iter::once("").chain(path.match_indices('/').map(|(at, _)| &path[..at]))
-}
-
-/// v1 cpusets start empty, and nothing can live in an empty one: each level takes what the level above has.
-fn fill_cpusets(root: BorrowedFd<'_>, path: &str) -> rustix::io::Result<()> {
-    for file in ["cpuset.cpus", "cpuset.mems"] {
-        let mut above = sys::read(root, file)?;
-        for level in ancestors(path).skip(1).chain([path]) {
-            let name = join(level, file);
-            let own = sys::read(root, &name)?;
-            if own.trim().is_empty() {
-                sys::write(root, &name, above.trim())?;
-            } else {
-                above = own;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// rmdir until it works, the deadline passes or the error is not one that passes by itself.
-fn remove_patiently(root: BorrowedFd<'_>, path: &str, deadline: Instant) -> rustix::io::Result<()> {
-    let mut pause = Duration::from_millis(1);
-    loop {
-        match sys::remove_tree(root, path) {
-            Err(Errno::BUSY | Errno::NOTEMPTY) if Instant::now() < deadline => {
-                std::thread::sleep(pause);
-                pause = (pause * 2).min(Duration::from_millis(50));
-            }
-            outcome => return outcome,
-        }
-    }
-}
-
-fn join(path: &str, file: &str) -> String {
-    if path.is_empty() { file.to_owned() } else { format!("{path}/{file}") }
 }
 
 #[cfg(test)]

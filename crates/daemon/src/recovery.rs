@@ -89,13 +89,9 @@ async fn clear_orphans(
     for error in world.network.sweep(networked).await {
         tracing::warn!(%error, "clearing the network of forgotten pods");
     }
-    let (world_, alive_containers) = (world.clone(), containers.clone());
-    let swept = tokio::task::spawn_blocking(move || {
-        for error in world_.cgroups.sweep(&alive, &alive_containers.iter().cloned().collect::<Vec<_>>()) {
-            tracing::warn!(%error, "clearing the cgroups of forgotten pods");
-        }
-    });
-    let _ = swept.await;
+    for error in world.cgroups.sweep(alive, containers.iter().cloned().collect()).await {
+        tracing::warn!(%error, "clearing the cgroups of forgotten pods");
+    }
     for id in names_in(&world.paths.uppers).into_iter().filter_map(|n| ContainerId::parse(&n).ok()) {
         if !containers.contains(&id) {
             remove(&world.paths.uppers.join(id.as_str()));

@@ -3,7 +3,8 @@
 //! Two ways: [`set`] for a new cgroup, where a file that is missing or forbidden is said once and passed over, and
 //! [`change`] for a living one, where the caller was promised that an error means nothing changed.
 
-use super::{Shared, join};
+use super::Shared;
+use super::group::join;
 use knarr_model::Error;
 use knarr_model::resources::{Setting, v1_swap_limit_goes_first};
 use knarr_sys::cgroup as sys;

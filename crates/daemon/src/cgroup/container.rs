@@ -3,7 +3,8 @@
 //! It lives from just before the first process until the container is removed, so that what the kernel counted
 //! (OOM kills, CPU time) can still be asked when the process is gone. A new cgroup counts from zero.
 
-use super::{CgroupFds, Group, Sample, apply, join, sample};
+use super::group::{Group, blocking, join};
+use super::{CgroupFds, Sample, apply, sample};
 use knarr_model::resources::Resources;
 use knarr_model::{Error, ExecId};
 use knarr_sys::cgroup as sys;
@@ -37,11 +38,19 @@ impl ContainerCgroup {
         Self { group }
     }
 
-    pub(super) fn create(&self, resources: &Resources, devices: &DeviceAccess) -> Result<(), Error> {
-        if !self.group.make()? {
-            self.group.remove().map_err(|e| e.context("clear what an earlier attempt left"))?;
-            self.group.make()?;
-        }
+    pub(super) async fn create(&self, resources: Resources, devices: DeviceAccess) -> Result<(), Error> {
+        let this = self.clone();
+        blocking(move || {
+            if !this.group.make()? {
+                this.group.remove().map_err(|e| e.context("clear what an earlier attempt left"))?;
+                this.group.make()?;
+            }
+            this.limit(&resources, &devices)
+        })
+        .await
+    }
+
+    fn limit(&self, resources: &Resources, devices: &DeviceAccess) -> Result<(), Error> {
         self.allow_devices(devices)?;
         let writes = self.group.shared.writes(&self.group.path, resources);
         apply::set(&self.group.shared, &writes)
@@ -75,8 +84,17 @@ impl ContainerCgroup {
 
     /// Changes the limits to exactly these; an error means that the old ones hold. Fails if the container uses more
     /// memory than it may have from now on, where v2 would have killed it.
-    pub fn update(&self, resources: &Resources) -> Result<(), Error> {
+    pub async fn update(&self, resources: &Resources) -> Result<(), Error> {
         resources.check()?;
+        let (this, resources) = (self.clone(), resources.clone());
+        blocking(move || {
+            this.refuse_less_than_in_use(&resources)?;
+            apply::change(&this.group.shared.writes(&this.group.path, &resources))
+        })
+        .await
+    }
+
+    fn refuse_less_than_in_use(&self, resources: &Resources) -> Result<(), Error> {
         if let Some(limit) = resources.memory_limit.and_then(|l| u64::try_from(l).ok())
             && let Some(memory) = self.sample().memory
             && memory.working_set > limit
@@ -86,7 +104,7 @@ impl ContainerCgroup {
                 format!("{limit} is less than the {} bytes in use", memory.working_set),
             ));
         }
-        apply::change(&self.group.shared.writes(&self.group.path, resources))
+        Ok(())
     }
 
     /// Makes a cgroup of its own for an exec, so that the exec can be killed as a whole. v1 hierarchies, where the
@@ -147,8 +165,9 @@ impl ContainerCgroup {
     }
 
     /// Kills what is left and removes it in every hierarchy; goes on after errors. Nothing there is no error.
-    pub fn remove(&self) -> Result<(), Error> {
-        self.group.remove()
+    pub async fn remove(&self) -> Result<(), Error> {
+        let group = self.group.clone();
+        blocking(move || group.remove()).await
     }
 
     /// Nothing but the list, fail-closed: by the v1 controller where there is one, else by a program in cgroup2.

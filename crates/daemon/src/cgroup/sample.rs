@@ -3,7 +3,8 @@
 //! What is not there (a controller, pressure accounting, the cgroup itself) is `None`, never zero: a client that gets
 //! nothing knows that nothing is known.
 
-use super::{Shared, join};
+use super::Shared;
+use super::group::join;
 use knarr_sys::cgroup as sys;
 use rustix::fd::BorrowedFd;
 

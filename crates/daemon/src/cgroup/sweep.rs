@@ -1,16 +1,20 @@
 //! Cgroups whose names nobody knows any more: what a crash between acting and forgetting leaves.
 
-use super::{Cgroups, join, sys};
+use super::group::{blocking, join};
+use super::names::SHIMS;
+use super::{Cgroups, sys};
 use knarr_model::{ContainerId, Error, PodId};
 use std::collections::BTreeSet;
-
-/// The folder of the shims' cgroups below the default parent.
-const SHIMS: &str = "shims";
 
 impl Cgroups {
     /// Removes what bears the id of a pod, shim or container below the default parent that is not alive, with the
     /// processes in it. Cgroups under a parent that kubelet gave are kubelet's to clean.
-    pub fn sweep(&self, pods: &[PodId], containers: &[ContainerId]) -> Vec<Error> {
+    pub async fn sweep(&self, pods: Vec<PodId>, containers: Vec<ContainerId>) -> Vec<Error> {
+        let this = self.clone();
+        blocking(move || Ok(this.sweep_directories(&pods, &containers))).await.unwrap_or_else(|error| vec![error])
+    }
+
+    fn sweep_directories(&self, pods: &[PodId], containers: &[ContainerId]) -> Vec<Error> {
         let alive_shims: BTreeSet<&str> = pods.iter().map(PodId::short).collect();
         let parent = &self.shared.parent_default;
         let shims = join(parent, SHIMS);

@@ -1,9 +1,16 @@
 //! Pure tests of paths, and tests against this machine's kernel in a cgroup of their own. The latter need root.
 
+use super::group::ancestors;
 use super::*;
 use knarr_model::ExecId;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Waits for what is async.
+fn now<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
 
 /// A default parent of its own, removed at the end of the test whatever happened.
 struct Ground {
@@ -25,9 +32,9 @@ impl Ground {
     }
 
     fn container(&self, resources: &Resources) -> ContainerCgroup {
-        let pod = self.cgroups.create_pod("", &self.pod).unwrap();
+        let pod = now(self.cgroups.create_pod("", &self.pod)).unwrap();
         let id = ContainerId::from_bytes(&[9; 32]);
-        self.cgroups.create_container(&pod, &id, resources, &DeviceAccess::All).unwrap()
+        now(self.cgroups.create_container(&pod, &id, resources, &DeviceAccess::All)).unwrap()
     }
 
     fn paths_left(&self) -> Vec<String> {
@@ -136,8 +143,8 @@ fn limits_read_back_as_they_were_set() {
         assert_eq!(cpus, "0");
         assert!(!get("cpuset", "cpuset.mems", "cpuset.mems.effective").unwrap().is_empty());
     }
-    cgroup.remove().unwrap();
-    cgroup.remove().unwrap();
+    now(cgroup.remove()).unwrap();
+    now(cgroup.remove()).unwrap();
 }
 
 #[test]
@@ -153,7 +160,7 @@ fn limits_are_raised_and_lowered_and_a_refused_change_changes_nothing() {
     let limit = || read(&ground.cgroups, "memory", &cgroup.path(), "memory.limit_in_bytes", "memory.max");
     for mib in [128i64, 32, 64] {
         wanted.memory_limit = Some(mib << 20);
-        cgroup.update(&wanted).unwrap();
+        now(cgroup.update(&wanted)).unwrap();
         if let Some(limit) = limit() {
             assert_eq!(limit, (mib << 20).to_string());
         }
@@ -161,7 +168,7 @@ fn limits_are_raised_and_lowered_and_a_refused_change_changes_nothing() {
     let before = limit();
     let refused = Resources { memory_limit: Some(96 << 20), cpuset_cpus: Some("100000".into()), ..wanted.clone() };
     if ground.cgroups.has("cpuset") {
-        let error = cgroup.update(&refused).unwrap_err();
+        let error = now(cgroup.update(&refused)).unwrap_err();
         assert!(error.message.contains("cpuset.cpus") && error.message.contains("100000"), "{error}");
         assert_eq!(limit(), before);
     }
@@ -178,10 +185,10 @@ fn a_tree_that_forks_is_killed_whole_and_removed() {
     cgroup.kill().unwrap();
     wait_for("no process", || cgroup.processes().unwrap().iter().all(|&pid| pid == child.id()));
     child.wait().unwrap();
-    cgroup.remove().unwrap();
+    now(cgroup.remove()).unwrap();
     let pod = ground.cgroups.pod("", &ground.pod).unwrap();
-    pod.remove().unwrap();
-    pod.remove().unwrap();
+    now(pod.remove()).unwrap();
+    now(pod.remove()).unwrap();
     assert_eq!(ground.paths_left(), Vec::<String>::new());
 }
 
@@ -197,7 +204,7 @@ fn removal_kills_what_is_left_and_what_lives_in_cgroups_below() {
     assert!(leaf.is_populated(), "a leaf with a process in it stays");
     // Somebody must reap the child, or v1 keeps its cgroup.
     let reaper = std::thread::spawn(move || child.wait().unwrap());
-    cgroup.remove().unwrap();
+    now(cgroup.remove()).unwrap();
     reaper.join().unwrap();
     assert!(cgroup.exec_leaf(ExecId(2)).unwrap_err().message.contains("not running"));
 }
@@ -271,7 +278,7 @@ fn use_is_sampled() {
     eprintln!("40 samples: {:?}", started.elapsed());
     cgroup.kill().unwrap();
     child.wait().unwrap();
-    cgroup.remove().unwrap();
+    now(cgroup.remove()).unwrap();
     assert_eq!(cgroup.sample(), Sample::default());
 }
 
@@ -282,15 +289,15 @@ fn devices_are_denied_unless_they_are_listed() {
         eprintln!("skipped: no v1 devices controller");
         return;
     };
-    let pod = ground.cgroups.create_pod("", &ground.pod).unwrap();
+    let pod = now(ground.cgroups.create_pod("", &ground.pod)).unwrap();
     let id = ContainerId::from_bytes(&[3; 32]);
     let only = DeviceAccess::Only(vec!["c 1:3 rwm".into()]);
-    let cgroup = ground.cgroups.create_container(&pod, &id, &Resources::default(), &only).unwrap();
+    let cgroup = now(ground.cgroups.create_container(&pod, &id, &Resources::default(), &only)).unwrap();
     let list = sys::read(root, &join(cgroup.path().trim_start_matches('/'), "devices.list")).unwrap();
     assert_eq!(list.trim(), "c 1:3 rwm");
     let bad = DeviceAccess::Only(vec!["nonsense".into()]);
     let id = ContainerId::from_bytes(&[4; 32]);
-    assert!(ground.cgroups.create_container(&pod, &id, &Resources::default(), &bad).is_err());
+    assert!(now(ground.cgroups.create_container(&pod, &id, &Resources::default(), &bad)).is_err());
     assert!(sys::read(root, &format!("{}/{id}/devices.list", pod.group.path)).is_err(), "nothing is left");
 }
 
@@ -298,31 +305,35 @@ fn devices_are_denied_unless_they_are_listed() {
 fn a_given_parent_is_used_and_left() {
     let Some(ground) = Ground::new("given") else { return };
     let parent = format!("/{}/burstable/pod1", ground.cgroups.shared.parent_default);
-    let pod = ground.cgroups.create_pod(&parent, &ground.pod).unwrap();
+    let pod = now(ground.cgroups.create_pod(&parent, &ground.pod)).unwrap();
     assert_eq!(pod.path(), parent);
     let id = ContainerId::from_bytes(&[5; 32]);
-    let cgroup = ground.cgroups.create_container(&pod, &id, &Resources::default(), &DeviceAccess::All).unwrap();
+    let cgroup = now(ground.cgroups.create_container(&pod, &id, &Resources::default(), &DeviceAccess::All)).unwrap();
     assert_eq!(cgroup.path(), format!("{parent}/{id}"));
     assert!(!cgroup.v1_paths().is_empty() || ground.cgroups.layout() == sys::Layout::Unified);
-    cgroup.remove().unwrap();
-    pod.remove().unwrap();
+    now(cgroup.remove()).unwrap();
+    now(pod.remove()).unwrap();
     if let Some(memory) = ground.cgroups.shared.place_of("memory") {
         assert!(sys::open_dir(memory, &parent[1..]).is_ok(), "kubelet's cgroup is kubelet's");
     }
-    assert!(ground.cgroups.create_pod("/kubepods.slice/kubepods-pod1.slice", &ground.pod).is_err());
+    assert!(now(ground.cgroups.create_pod("/kubepods.slice/kubepods-pod1.slice", &ground.pod)).is_err());
 }
 
 #[test]
 fn a_shim_has_a_bound_of_its_own() {
     let Some(ground) = Ground::new("shim") else { return };
-    let shim = ground.cgroups.create_shim(&ground.pod, None).unwrap();
-    let path = format!("/{}", shim.group.path);
-    if let Some(limit) = read(&ground.cgroups, "memory", &path, "memory.limit_in_bytes", "memory.max") {
-        assert_eq!(limit, SHIM_MEMORY_MAX.to_string());
+    let shim = ground.cgroups.shim(&ground.pod, None);
+    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+    now(shim.take_in(child.id())).unwrap();
+    if let Some(limit) = read(&ground.cgroups, "memory", &shim.path(), "memory.limit_in_bytes", "memory.max") {
+        assert_eq!(limit, (32 << 20).to_string());
     }
-    shim.fds().unwrap();
-    shim.remove().unwrap();
-    ground.cgroups.remove_default_parent();
+    let processes = sys::processes(ground.cgroups.shared.tree(), &shim.path()[1..]).unwrap();
+    assert_eq!(processes, [rustix::process::Pid::from_child(&child)]);
+    let reaper = std::thread::spawn(move || child.wait().unwrap());
+    now(shim.remove()).unwrap();
+    reaper.join().unwrap();
+    ground.cgroups.close();
     for root in ground.cgroups.shared.roots() {
         assert!(sys::open_dir(root, &ground.cgroups.shared.parent_default).is_err());
     }

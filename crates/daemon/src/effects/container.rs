@@ -105,7 +105,7 @@ impl PodEffects {
         if let Some(container) = self.live().containers.get_mut(id) {
             container.cgroup = None;
         }
-        if let Ok(Err(error)) = blocking(move || cgroup.remove()).await {
+        if let Err(error) = cgroup.remove().await {
             tracing::warn!(container = id.as_str(), %error, "cannot remove the cgroup of a container that did not start");
         }
     }
@@ -117,26 +117,23 @@ impl PodEffects {
         let upper = self.world.paths.uppers.join(parts.id.as_str());
         let rootfs = self.world.rootfs(&image, Some(upper), self.user_namespace()?).await?;
         steps.done("root file system");
-        let (world, pod, parts_) = (self.world.clone(), self.pod_cgroup()?, parts.clone());
-        let (pod_spec, pod_dir) = (self.spec.clone(), self.pod_dir());
-        let prepared = blocking(move || {
-            let devices = built.device_access();
-            let resources = world.with_defaults(&parts_.resources);
-            let cgroup = world.cgroups.create_container(&pod, &parts_.id, &resources, &devices)?;
-            let result = compile(&parts_, &built, &pod_spec, &pod_dir, &cgroup, rootfs);
-            match result {
-                Ok((plan, fds)) => Ok(Prepared { plan, fds, cgroup: Arc::new(cgroup) }),
-                Err(error) => {
-                    if let Err(left) = cgroup.remove() {
-                        tracing::warn!(container = parts_.id.as_str(), error = %left, "cannot remove its cgroup");
-                    }
-                    Err(error)
+        let resources = self.world.with_defaults(&parts.resources);
+        let devices = built.device_access();
+        let cgroup = self.world.cgroups.create_container(&self.pod_cgroup()?, &parts.id, &resources, &devices).await?;
+        steps.done("cgroup");
+        let (parts_, pod_spec, pod_dir) = (parts.clone(), self.spec.clone(), self.pod_dir());
+        let cgroup_ = cgroup.clone();
+        let compiled = blocking(move || compile(&parts_, &built, &pod_spec, &pod_dir, &cgroup_, rootfs)).await;
+        steps.done("plan");
+        match compiled.and_then(|result| result) {
+            Ok((plan, fds)) => Ok(Prepared { plan, fds, cgroup: Arc::new(cgroup) }),
+            Err(error) => {
+                if let Err(left) = cgroup.remove().await {
+                    tracing::warn!(container = parts.id.as_str(), error = %left, "cannot remove its cgroup");
                 }
+                Err(error)
             }
-        })
-        .await?;
-        steps.done("cgroup and plan");
-        prepared
+        }
     }
 
     /// Signals by pidfd: the daemon does it itself, so that a busy shim delays no Stop.
@@ -174,10 +171,14 @@ impl PodEffects {
         {
             tracing::debug!(container = id.as_str(), %error, "the shim does not forget the container");
         }
+        let mut problems = Vec::new();
+        let emptied = match cgroup {
+            Ok(cgroup) => cgroup.remove().await,
+            Err(error) => Err(error),
+        };
+        problems.extend(emptied.err().map(|e| e.message));
         let (world, pod, owner) = (self.world.clone(), self.id.clone(), id.clone());
         blocking(move || {
-            let mut problems = Vec::new();
-            problems.extend(cgroup.and_then(|cgroup| cgroup.remove()).err().map(|e| e.message));
             // Only now: the layers must stay as long as a process could use them.
             drop(live);
             problems.extend(remove_dir(&world.paths.uppers.join(owner.as_str())).err().map(|e| e.message));
@@ -191,7 +192,7 @@ impl PodEffects {
     pub(super) async fn update_resources(&self, id: &ContainerId, resources: Resources) -> Result<(), Error> {
         let cgroup = self.container_cgroup(id)?;
         let resources = self.world.with_defaults(&resources);
-        blocking(move || cgroup.update(&resources)).await?
+        cgroup.update(&resources).await
     }
 
     /// What the container uses now; nothing where it has no cgroup.

@@ -3,8 +3,8 @@
 use super::container::remove_dir;
 use super::steps::Steps;
 use super::{PodEffects, blocking, failed};
-use crate::cgroup::{self, PodCgroup};
-use crate::config::ShimCgroup;
+use crate::cgroup::{PodCgroup, ShimCgroup};
+use crate::config;
 use crate::network::PodIdentity;
 use crate::oci;
 use crate::shim_client::{ShimClient, StartError};
@@ -59,11 +59,12 @@ impl PodEffects {
 
     async fn try_set_up(self: &Arc<Self>) -> Result<PodNetwork, Error> {
         let mut steps = Steps::start();
+        self.world.cgroups.create_pod(&self.spec.cgroup_parent, &self.id).await?;
+        steps.done("cgroup");
         let (this, run_dir) = (self.clone(), self.run_dir());
         let run_dir_fd = blocking(move || {
             let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&run_dir);
             made.map_err(failed(format_args!("make {}", run_dir.display())))?;
-            this.world.cgroups.create_pod(&this.spec.cgroup_parent, &this.id)?;
             if !this.spec.log_directory.is_empty() {
                 let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&this.spec.log_directory);
                 made.map_err(failed(format_args!("make the log directory {}", this.spec.log_directory)))?;
@@ -76,7 +77,7 @@ impl PodEffects {
             opened.map_err(|e| failed(format_args!("open {}", run_dir.display()))(e.into()))
         })
         .await??;
-        steps.done("cgroup");
+        steps.done("directories");
         let (shim, events) = ShimClient::spawn(self.world.shim.as_fd(), &self.id, &self.run_dir(), None).await?;
         steps.done("shim");
         self.live().shim = Some(shim.clone());
@@ -105,13 +106,13 @@ impl PodEffects {
     /// The cgroup that the shim lies in, where the configuration wants it charged to its pod.
     fn shim_within(&self) -> Result<Option<PodCgroup>, Error> {
         match self.world.config.shim.cgroup {
-            ShimCgroup::Runtime => Ok(None),
-            ShimCgroup::Pod => self.pod_cgroup().map(Some),
+            config::ShimCgroup::Runtime => Ok(None),
+            config::ShimCgroup::Pod => self.pod_cgroup().map(Some),
         }
     }
 
-    fn create_shim_cgroup(&self) -> Result<cgroup::ShimCgroup, Error> {
-        self.world.cgroups.create_shim(&self.id, self.shim_within()?.as_ref())
+    fn shim_cgroup(&self) -> Result<ShimCgroup, Error> {
+        Ok(self.world.cgroups.shim(&self.id, self.shim_within()?.as_ref()))
     }
 
     /// Moves the shim out of the daemon's own cgroup. Where that fails it stays there, which harms nobody but the
@@ -120,8 +121,12 @@ impl PodEffects {
     /// Beside the set-up, not within it: the cgroup2 hierarchy waits for an RCU grace period (13 ms measured).
     fn place_shim(self: &Arc<Self>, shim: &ShimClient) {
         let (this, pid) = (self.clone(), shim.shim().pid);
-        let placing = tokio::task::spawn_blocking(move || {
-            if let Err(error) = this.create_shim_cgroup().and_then(|cgroup| cgroup.take_in(pid)) {
+        let placing = tokio::spawn(async move {
+            let placed = match this.shim_cgroup() {
+                Ok(cgroup) => cgroup.take_in(pid).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = placed {
                 tracing::debug!(pod = this.id.as_str(), %error, "the shim stays in the daemon's cgroup");
             }
         });
@@ -181,14 +186,16 @@ impl PodEffects {
             None => end_shim(&self.id, &self.run_dir()).await,
         }
         steps.done("shim");
-        let this = self.clone();
-        let removed = blocking(move || {
-            let shim = this.shim_within().map(|within| this.world.cgroups.shim(&this.id, within.as_ref()));
-            let shim = shim.and_then(|cgroup| cgroup.remove());
-            // The shim's may lie within the pod's.
-            [shim, this.pod_cgroup().and_then(|cgroup| cgroup.remove())]
-        });
-        problems.extend(removed.await?.into_iter().filter_map(Result::err).map(|e| e.message));
+        // The shim's may lie within the pod's, so it goes first.
+        let shim = match self.shim_cgroup() {
+            Ok(cgroup) => cgroup.remove().await,
+            Err(error) => Err(error),
+        };
+        let pod = match self.pod_cgroup() {
+            Ok(cgroup) => cgroup.remove().await,
+            Err(error) => Err(error),
+        };
+        problems.extend([shim, pod].into_iter().filter_map(Result::err).map(|e| e.message));
         steps.done("cgroups");
         tracing::debug!(pod = self.id.as_str(), steps = %steps, "torn down");
         if problems.is_empty() {
