@@ -7,12 +7,13 @@
 //! here that the daemon could have decided.
 //!
 //! It is started with a listening Unix SEQPACKET socket as standard input, the pod's run-time directory as working
-//! directory and a file for its own complaints as standard error. Its arguments are for people who read `ps`,
-//! but for one with which it only tries what the host allows, and ends.
+//! directory and a file for its own complaints as standard error. Its arguments are for people who read `ps`, but for
+//! two that ask for something else altogether: to try what the host allows, and [`keeper`].
 
 mod attach;
 mod connection;
 mod container;
+mod keeper;
 mod log;
 mod requests;
 mod supervisor;
@@ -35,7 +36,8 @@ const DESCRIPTORS_MAX: u64 = 4096;
 const FILES: u32 = 7;
 
 fn main() -> ExitCode {
-    match run() {
+    let keeps = std::env::args_os().nth(1).is_some_and(|argument| argument == keeper::ARGUMENT);
+    match if keeps { keeper::run() } else { run() } {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("knarr-shim: {error}");

@@ -7,5 +7,6 @@ mod attaches;
 mod daemons;
 mod execs;
 mod holds;
+mod keeper;
 mod life;
 mod logs;
