@@ -1,19 +1,27 @@
 //! The cgroups of pods, containers and shims: where they are, who made them, and taking them away again.
 //!
 //! ```text
+//! the cgroupfs driver
 //! <parent that kubelet gave>/<container id>                 kubelet made the parent, and removes it
 //! <default parent>/<pod id>/<container id>                  no parent given: the pod's cgroup is ours
-//! <…>/<container id>/knarr-exec-<n>                         one exec, in the cgroup2 hierarchy
 //! <default parent>/shims/<first 12 digits of the pod's id>  the pod's shim, outside the pod's limits
+//!
+//! the systemd driver
+//! <slice that kubelet gave>/knarr-<container id>.scope/container
+//! <default slice>/<its stem>-<pod id>.slice/knarr-<container id>.scope/container
+//! <default slice>/<its stem>-shims.scope/<first 12 digits of the pod's id>
+//!
+//! both
+//! <the container's>/knarr-exec-<n>                          one exec, in the cgroup2 hierarchy
 //! ```
 //!
 //! Every path exists in the cgroup2 hierarchy, where process trees are tracked and killed, and in each v1 hierarchy
-//! that the machine has. All of it follows from names alone, so that a restarted daemon finds what an older one made.
-//! A controller that is missing, or a file that may not be written, is said once and passed over: the pod runs.
+//! that the machine has. All of it follows from names alone, so that a restarted daemon finds what an older one made,
+//! also under the other driver. A controller that is missing, or a file that may not be written, is said once and passed
+//! over: the pod runs.
 //!
-//! What may wait is async and blocks no worker; what is not async takes microseconds. The systemd driver is not here,
-//! and no process is ever moved: processes are born in their cgroup, or move themselves through the descriptors of
-//! [`CgroupFds`].
+//! What may wait is async and blocks no worker; what is not async takes microseconds. No process of a container is ever
+//! moved: processes are born in their cgroup, or move themselves through the descriptors of [`CgroupFds`].
 
 mod apply;
 mod container;
@@ -22,7 +30,9 @@ mod names;
 mod sample;
 mod shim;
 mod sweep;
+mod systemd;
 
+use container::ScopeOf;
 pub use container::{ContainerCgroup, DeviceAccess, ExecLeaf};
 pub use names::Driver;
 pub use sample::{MemorySample, Pressure, PressureLine, Sample};
@@ -30,29 +40,34 @@ pub use shim::ShimCgroup;
 
 use group::{Group, blocking, join};
 use knarr_model::resources::{Resources, Setting, v1_files, v2_files};
-use knarr_model::{ContainerId, Error, PodId};
+use knarr_model::{ContainerId, Error, ErrorKind, PodId};
 use knarr_sys::cgroup as sys;
-use names::relative;
+use names::{Slice, relative};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use systemd::Systemd;
+use tokio::sync::Semaphore;
 
 /// Without these a promise of CRI is broken, so their absence is said at start.
 const NEEDED: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
 
+/// Between two looks for systemd's answer, where systemd runs and the driver is to be found out.
+const DETECT_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often it is looked for: the bus may come up after us at boot, and the wrong driver is worse than a late start.
+const DETECT_ATTEMPTS: u32 = 5;
+
 /// What the configuration says about cgroups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CgroupConfig {
-    /// Absolute path of the cgroup for the shims and for pods that came without a parent.
-    pub parent_default: String,
-    /// who makes cgroups
-    pub driver: Driver,
-}
-
-impl Default for CgroupConfig {
-    fn default() -> Self {
-        Self { parent_default: "/knarr".into(), driver: Driver::Cgroupfs }
-    }
+    /// who makes cgroups; `None`: systemd where it can
+    pub driver: Option<Driver>,
+    /// The cgroup or slice for pods that came without a parent; empty for one of the instance's name.
+    pub parent: String,
+    /// what no other instance on this machine has: "knarr"
+    pub instance: String,
 }
 
 /// The way to all cgroups; cheap to clone.
@@ -64,8 +79,16 @@ pub struct Cgroups {
 #[derive(Debug)]
 struct Shared {
     hierarchies: sys::Hierarchies,
-    /// without the leading slash
+    driver: Driver,
+    /// for pods without a parent, of the cgroupfs driver; without the leading slash
     parent_default: String,
+    /// for pods without a parent, of the systemd driver
+    slice_default: Slice,
+    /// Pods that the other driver made may be there.
+    other_driver_was_here: bool,
+    systemd: Arc<Systemd>,
+    /// One makes the shims' scope at a time.
+    shims_turn: Semaphore,
     said: Mutex<BTreeSet<String>>,
 }
 
@@ -80,47 +103,61 @@ pub struct CgroupFds {
 }
 
 impl Cgroups {
-    /// Finds the hierarchies, makes the default parent and says what this machine lacks.
-    pub fn open(config: &CgroupConfig) -> Result<(Self, Vec<String>), Error> {
-        if config.driver == Driver::Systemd {
-            return Err(Error::invalid(
-                "cgroup.driver",
-                "this version makes cgroups itself; set it to \"cgroupfs\", as kubelet's cgroupDriver",
-            ));
+    /// Finds the hierarchies and the driver, makes the default parent and says what this machine lacks.
+    pub async fn open(config: &CgroupConfig) -> Result<(Self, Vec<String>), Error> {
+        let hierarchies =
+            sys::Hierarchies::detect().map_err(|e| Error::internal(format!("find the cgroup hierarchies: {e}")))?;
+        let (systemd, mut warnings) = (Arc::new(Systemd::new()), Vec::new());
+        let driver = choose_driver(config.driver, hierarchies.layout, &systemd, &mut warnings).await?;
+        let CgroupConfig { parent, instance, .. } = config;
+        if !parent.is_empty() && Driver::of_parent(parent) != driver {
+            return Err(Error::invalid("cgroup.parent", wrong_parent(parent, driver, "cgroup.driver")));
         }
-        let parent_default = relative("cgroup.parent", &config.parent_default)?;
+        let given = |of: Driver| Some(parent.as_str()).filter(|p| !p.is_empty() && Driver::of_parent(p) == of);
+        let parent_default = relative("cgroup.parent", given(Driver::Cgroupfs).unwrap_or(instance))?;
         if parent_default.is_empty() {
             return Err(Error::invalid("cgroup.parent", "the root cgroup cannot hold pods"));
         }
-        let mut hierarchies =
-            sys::Hierarchies::detect().map_err(|e| Error::internal(format!("find the cgroup hierarchies: {e}")))?;
-        let mut warnings = Vec::new();
-        sys::make_dirs(&hierarchies.tree.root, &parent_default).map_err(|e| {
-            Error::internal(format!("make /{parent_default} in the cgroup2 hierarchy: {e} (is it read-only?)"))
-        })?;
-        hierarchies.v1.retain(|hierarchy| match sys::make_dirs(&hierarchy.root, &parent_default) {
-            Ok(_) => true,
-            Err(error) => {
-                let names = hierarchy.controllers.join(",");
-                warnings.push(format!("cannot make cgroups in the {names} hierarchy ({error}): it is not used"));
-                false
-            }
-        });
-        let shared = Shared { hierarchies, parent_default, said: Mutex::default() };
-        for controller in NEEDED.into_iter().filter(|c| shared.place_of(c).is_none()) {
-            let why = match shared.hierarchies.unreachable.iter().any(|u| u == controller) {
-                true => "its v1 hierarchy is not mounted here",
-                false => "the kernel or whoever delegated this cgroup tree does not offer it",
-            };
-            warnings.push(format!("no {controller} controller: {why}; its limits are not applied"));
+        let slice_default = format!("{instance}.slice");
+        let slice_default = Slice::parse("cgroup.parent", given(Driver::Systemd).unwrap_or(&slice_default))?;
+        let mut shared = Shared {
+            hierarchies,
+            driver,
+            parent_default,
+            slice_default,
+            other_driver_was_here: false,
+            systemd,
+            shims_turn: Semaphore::new(1),
+            said: Mutex::default(),
+        };
+        let other = match driver {
+            Driver::Cgroupfs => shared.slice_default.path(),
+            Driver::Systemd => shared.parent_default.clone(),
+        };
+        shared.other_driver_was_here = sys::open_dir(shared.tree(), &other).is_ok();
+        if driver == Driver::Cgroupfs {
+            shared.make_default_parent(&mut warnings)?;
         }
-        let cgroups = Self { shared: Arc::new(shared) };
-        Ok((cgroups, warnings))
+        shared.complain_of_controllers(&mut warnings);
+        Ok((Self { shared: Arc::new(shared) }, warnings))
+    }
+
+    /// Who makes cgroups.
+    pub fn driver(&self) -> Driver {
+        self.shared.driver
+    }
+
+    /// Where processes that keep scopes are started from.
+    pub fn set_shim(&self, shim: OwnedFd) {
+        self.shared.systemd.set_shim(shim);
     }
 
     /// Absolute path of the cgroup for shims and for pods that came without a parent.
     pub fn parent(&self) -> String {
-        format!("/{}", self.shared.parent_default)
+        match self.shared.driver {
+            Driver::Cgroupfs => format!("/{}", self.shared.parent_default),
+            Driver::Systemd => format!("/{}", self.shared.slice_default.path()),
+        }
     }
 
     /// Whether the machine is pure v2, hybrid or pure v1.
@@ -135,24 +172,49 @@ impl Cgroups {
 
     /// A pod's cgroup by names alone. `parent` is CRI's cgroup_parent, "" for none.
     pub fn pod(&self, parent: &str, pod: &PodId) -> Result<PodCgroup, Error> {
-        let (path, given) = match relative("cgroup_parent", parent)? {
-            path if path.is_empty() => (format!("{}/{pod}", self.shared.parent_default), false),
-            path if path.ends_with(".slice") => {
-                return Err(Error::invalid(
-                    "cgroup_parent",
-                    format!(
-                        "{parent:?} is a slice of systemd, but knarr uses the cgroupfs driver; set kubelet's cgroupDriver to cgroupfs"
-                    ),
-                ));
-            }
-            path => (path, true),
-        };
-        Ok(PodCgroup { group: self.group(path), given })
+        let path = relative("cgroup_parent", parent)?;
+        Ok(match Driver::of_parent(parent) {
+            _ if path.is_empty() => self.pod_without_parent(pod),
+            Driver::Systemd => self.pod_of_slice(Slice::parse("cgroup_parent", parent)?, true),
+            Driver::Cgroupfs => PodCgroup { group: self.group(path), slice: None, given: true },
+        })
     }
 
-    /// Makes a pod's cgroup, or finds the one that kubelet made, and lets its controllers reach the containers.
+    fn pod_without_parent(&self, pod: &PodId) -> PodCgroup {
+        let of = |driver| match driver {
+            Driver::Cgroupfs => {
+                let path = join(&self.shared.parent_default, pod.as_str());
+                PodCgroup { group: self.group(path), slice: None, given: false }
+            }
+            Driver::Systemd => self.pod_of_slice(self.shared.slice_default.of_pod(pod), false),
+        };
+        let ours = of(self.shared.driver);
+        if self.shared.other_driver_was_here && !ours.group.exists() {
+            let other = of(self.shared.driver.other());
+            if other.group.exists() {
+                return other;
+            }
+        }
+        ours
+    }
+
+    fn pod_of_slice(&self, slice: Slice, given: bool) -> PodCgroup {
+        PodCgroup { group: self.group(slice.path()), slice: Some(slice), given }
+    }
+
+    /// Makes a pod's cgroup, or finds the one that kubelet made, and lets its controllers reach the containers. systemd
+    /// makes a slice with the first scope in it.
     pub async fn create_pod(&self, parent: &str, pod: &PodId) -> Result<PodCgroup, Error> {
         let cgroup = self.pod(parent, pod)?;
+        if cgroup.driver() != self.shared.driver {
+            return Err(Error::invalid(
+                "cgroup_parent",
+                wrong_parent(parent, self.shared.driver, "kubelet's cgroupDriver"),
+            ));
+        }
+        if cgroup.slice.is_some() {
+            return Ok(cgroup);
+        }
         let group = cgroup.group.clone();
         let made = blocking(move || group.make()).await;
         if made.is_err() && !cgroup.given {
@@ -164,7 +226,13 @@ impl Cgroups {
 
     /// A container's cgroup by names alone.
     pub fn container(&self, pod: &PodCgroup, id: &ContainerId) -> ContainerCgroup {
-        ContainerCgroup::new(self.group(format!("{}/{id}", pod.group.path)))
+        let Some(slice) = &pod.slice else {
+            return ContainerCgroup::new(self.group(join(&pod.group.path, id.as_str())), None);
+        };
+        let unit = names::scope_of(id);
+        let group = self.group(join(&pod.group.path, &unit));
+        let inner = self.group(join(&group.path, names::CONTAINER_LEAF));
+        ContainerCgroup::new(inner, Some(ScopeOf { unit, slice: slice.clone(), group }))
     }
 
     /// Makes a container's cgroup with its limits. One that an earlier attempt left is taken away first. On an error
@@ -185,23 +253,59 @@ impl Cgroups {
         made.map(|()| cgroup)
     }
 
-    /// The cgroup of a pod's shim by name alone: beside the daemon's, or a leaf of the pod's own if that is given.
+    /// The cgroup of a pod's shim by name alone: beside the daemon's, or within the pod's own if that is given.
     pub fn shim(&self, pod: &PodId, within: Option<&PodCgroup>) -> ShimCgroup {
-        let path = match within {
-            Some(cgroup) => join(&cgroup.group.path, names::SHIM_LEAF),
-            None => format!("{}/{}/{}", self.shared.parent_default, names::SHIMS, pod.short()),
+        let of = |driver| match driver {
+            Driver::Cgroupfs => self.group(format!("{}/{}/{}", self.shared.parent_default, names::SHIMS, pod.short())),
+            Driver::Systemd => self.group(join(&self.shared.scope_of_shims().path, pod.short())),
         };
-        ShimCgroup::new(self.group(path))
+        match within {
+            None => {
+                let (ours, other) = (of(self.shared.driver), of(self.shared.driver.other()));
+                let is_others = self.shared.other_driver_was_here && !ours.exists() && other.exists();
+                ShimCgroup::new(if is_others { other } else { ours }, None)
+            }
+            Some(PodCgroup { group, slice: None, .. }) => {
+                ShimCgroup::new(self.group(join(&group.path, names::SHIM_LEAF)), None)
+            }
+            Some(PodCgroup { group, slice: Some(slice), .. }) => {
+                let unit = names::scope_of_shim(pod);
+                ShimCgroup::new(self.group(join(&group.path, &unit)), Some((unit, slice.clone())))
+            }
+        }
+    }
+
+    /// Makes what shims need, so that the first pod does not wait for it. Without it they stay where they are.
+    pub async fn prepare_for_shims(&self) -> Result<(), Error> {
+        match self.shared.driver {
+            Driver::Cgroupfs => Ok(()),
+            Driver::Systemd => Shared::make_scope_of_shims(&self.shared).await,
+        }
     }
 
     /// Takes the empty default parent away; for a daemon that ends. What is still in use stays.
-    pub fn close(&self) {
-        let parent = &self.shared.parent_default;
-        for path in [join(parent, names::SHIMS), parent.clone()] {
-            for root in self.shared.roots() {
+    pub async fn close(&self) {
+        let shared = &self.shared;
+        if shared.driver == Driver::Systemd {
+            return self.close_slice().await;
+        }
+        for path in [join(&shared.parent_default, names::SHIMS), shared.parent_default.clone()] {
+            for root in shared.roots() {
                 // Whatever is still in use stays, which is what is wanted.
                 let _ = rustix::fs::unlinkat(root, path.as_str(), rustix::fs::AtFlags::REMOVEDIR);
             }
+        }
+    }
+
+    async fn close_slice(&self) {
+        let (shared, scope) = (&self.shared, self.shared.scope_of_shims());
+        let children = |path: &str| sys::children(shared.tree(), path).unwrap_or_default();
+        if children(&scope.path).iter().all(|name| name == names::KEEPER_LEAF) && scope.exists() {
+            let _ = blocking(move || scope.remove()).await;
+            shared.systemd.clear(&shared.slice_default.scope_of_shims()).await;
+        }
+        if children(&shared.slice_default.path()).is_empty() {
+            shared.systemd.clear(&shared.slice_default.unit()).await;
         }
     }
 
@@ -210,7 +314,102 @@ impl Cgroups {
     }
 }
 
+/// The driver that the configuration names, or the one that suits the machine.
+async fn choose_driver(
+    configured: Option<Driver>,
+    layout: sys::Layout,
+    systemd: &Systemd,
+    warnings: &mut Vec<String>,
+) -> Result<Driver, Error> {
+    let unable = if !systemd::is_booted() {
+        Some("systemd does not run this machine (there is no /run/systemd/system)")
+    } else if layout != sys::Layout::Unified {
+        Some("this machine's cgroup controllers are not in the unified hierarchy (cgroup v2)")
+    } else {
+        None
+    };
+    match (configured, unable) {
+        (Some(Driver::Cgroupfs), _) | (None, Some(_)) => return Ok(Driver::Cgroupfs),
+        (Some(Driver::Systemd), Some(why)) => {
+            return Err(Error::invalid("cgroup.driver", format!("\"systemd\" cannot work: {why}; use \"cgroupfs\"")));
+        }
+        (Some(Driver::Systemd) | None, None) => {}
+    }
+    let mut attempt = 1;
+    while let Err(error) = systemd.answers().await {
+        if configured.is_some() && error.kind == ErrorKind::Unavailable {
+            warnings.push(format!("no container can be started until it can be done: {error}"));
+            break;
+        }
+        if configured.is_some() {
+            return Err(Error::invalid("cgroup.driver", format!("\"systemd\" cannot work: {error}")));
+        }
+        if attempt == DETECT_ATTEMPTS || error.kind != ErrorKind::Unavailable {
+            warnings
+                .push(format!("cgroup.driver \"auto\" is \"cgroupfs\", although systemd runs this machine: {error}"));
+            return Ok(Driver::Cgroupfs);
+        }
+        attempt += 1;
+        tokio::time::sleep(DETECT_PAUSE).await;
+    }
+    Ok(Driver::Systemd)
+}
+
+fn wrong_parent(parent: &str, driver: Driver, key: &str) -> String {
+    let is = match driver {
+        Driver::Cgroupfs => "is a slice of systemd",
+        Driver::Systemd => "is no slice of systemd, such as \"/kubepods.slice/kubepods-pod1.slice\"",
+    };
+    format!("{parent:?} {is}, but knarr uses the {driver} driver; the two must agree: set {key} to fit")
+}
+
 impl Shared {
+    fn make_default_parent(&mut self, warnings: &mut Vec<String>) -> Result<(), Error> {
+        let parent = &self.parent_default;
+        sys::make_dirs(&self.hierarchies.tree.root, parent)
+            .map_err(|e| Error::internal(format!("make /{parent} in the cgroup2 hierarchy: {e} (is it read-only?)")))?;
+        self.hierarchies.v1.retain(|hierarchy| match sys::make_dirs(&hierarchy.root, parent) {
+            Ok(_) => true,
+            Err(error) => {
+                let names = hierarchy.controllers.join(",");
+                warnings.push(format!("cannot make cgroups in the {names} hierarchy ({error}): it is not used"));
+                false
+            }
+        });
+        Ok(())
+    }
+
+    fn complain_of_controllers(&self, warnings: &mut Vec<String>) {
+        for controller in NEEDED.into_iter().filter(|c| self.place_of(c).is_none()) {
+            let why = match self.hierarchies.unreachable.iter().any(|u| u == controller) {
+                true => "its v1 hierarchy is not mounted here",
+                false => "the kernel or whoever delegated this cgroup tree does not offer it",
+            };
+            warnings.push(format!("no {controller} controller: {why}; its limits are not applied"));
+        }
+    }
+
+    fn scope_of_shims(self: &Arc<Self>) -> Group {
+        let path = join(&self.slice_default.path(), &self.slice_default.scope_of_shims());
+        Group { shared: self.clone(), path }
+    }
+
+    /// Makes the scope of the shims, unless it is there.
+    async fn make_scope_of_shims(self: &Arc<Self>) -> Result<(), Error> {
+        let group = self.scope_of_shims();
+        let _turn = self.shims_turn.acquire().await;
+        if group.exists() {
+            return Ok(());
+        }
+        let scope = systemd::Scope {
+            unit: self.slice_default.scope_of_shims(),
+            slice: self.slice_default.clone(),
+            description: "shims of knarr's pods".into(),
+            properties: Vec::new(),
+        };
+        self.systemd.start_kept(scope, &group).await
+    }
+
     /// The root of every hierarchy, cgroup2 first.
     fn roots(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let v1 = self.hierarchies.v1.iter().map(|h| h.root.as_fd());
@@ -254,6 +453,12 @@ impl Shared {
         out
     }
 
+    /// What must be written into the cgroup at `path` of the cgroup2 hierarchy.
+    fn tree_writes(&self, path: &str, settings: Vec<Setting>) -> Vec<apply::Write<'_>> {
+        let there = settings.into_iter().filter(|setting| self.tree_has(&setting.controller));
+        there.map(|setting| apply::Write::new(self.tree(), path, setting)).collect()
+    }
+
     /// Logs a condition of this machine the first time it is met.
     fn say_once(&self, text: String) {
         let new = self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone());
@@ -271,6 +476,8 @@ fn no_controller(setting: &Setting) -> String {
 #[derive(Debug, Clone)]
 pub struct PodCgroup {
     group: Group,
+    /// Where systemd made it, or will.
+    slice: Option<Slice>,
     given: bool,
 }
 
@@ -278,6 +485,10 @@ impl PodCgroup {
     /// Absolute path in every hierarchy.
     pub fn path(&self) -> String {
         format!("/{}", self.group.path)
+    }
+
+    fn driver(&self) -> Driver {
+        if self.slice.is_some() { Driver::Systemd } else { Driver::Cgroupfs }
     }
 
     /// What the whole pod uses.
@@ -290,7 +501,11 @@ impl PodCgroup {
     /// directories that we made there for it are taken away.
     pub async fn remove(&self) -> Result<(), Error> {
         let (group, given) = (self.group.clone(), self.given);
-        blocking(move || if given { group.remove_phantoms() } else { group.remove() }).await
+        blocking(move || if given { group.remove_phantoms() } else { group.remove() }).await?;
+        if let Some(slice) = self.slice.as_ref().filter(|_| !given) {
+            self.group.shared.systemd.clear(&slice.unit()).await;
+        }
+        Ok(())
     }
 }
 

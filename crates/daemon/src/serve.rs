@@ -88,6 +88,7 @@ async fn serve(config: Config) -> Result<(), String> {
     if let Err(error) = node.world().network.close().await {
         tracing::warn!(%error, "cannot take the empty bridge away");
     }
+    node.world().cgroups.close().await;
     let _ = std::fs::remove_file(&paths.socket);
     served
 }
@@ -104,7 +105,7 @@ fn make_private(dir: &Path) -> Result<(), String> {
 async fn start_node(config: Config) -> Result<(Arc<Node>, tokio::net::UnixListener), String> {
     let paths = config.paths();
     let records = Records::open(&paths.records).map_err(|e| format!("open {}: {e}", paths.records.display()))?;
-    let (cgroups, warnings) = Cgroups::open(&rooms::cgroups(&config)).map_err(|e| format!("cgroups: {e}"))?;
+    let (cgroups, warnings) = Cgroups::open(&rooms::cgroups(&config)).await.map_err(|e| format!("cgroups: {e}"))?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -119,6 +120,10 @@ async fn start_node(config: Config) -> Result<(Arc<Node>, tokio::net::UnixListen
     let facts = rooms::facts(&config)?;
     let world =
         World::new(config, images, network, Arc::new(cgroups), records.clone(), facts).map_err(|e| e.to_string())?;
+    tracing::info!(driver = %world.cgroups.driver(), parent = world.cgroups.parent(), "cgroups");
+    if let Err(error) = world.cgroups.prepare_for_shims().await {
+        tracing::warn!(%error, "shims stay in the daemon's cgroup until theirs can be made");
+    }
     let (loaded, newest) = recovery::load(&records)?;
     let node = Node::new(Clock::starting_after(newest), records, world);
     recovery::recover(&node, loaded).await;

@@ -62,8 +62,25 @@ pub(super) fn set(shared: &Shared, writes: &[Write<'_>]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes changed limits of a living cgroup. On an error everything is put back as it was.
-pub(super) fn change(writes: &[Write<'_>]) -> Result<(), Error> {
+/// What a file held before it was changed.
+#[derive(Debug)]
+pub(super) struct Old {
+    path: String,
+    value: String,
+}
+
+/// Puts back, in the cgroup2 hierarchy, what [`change`] changed; tells what could not be.
+pub(super) fn put_back(shared: &Shared, olds: &[Old]) -> Vec<String> {
+    let put = |old: &Old| sys::write(shared.tree(), &old.path, &old.value).err().map(|errno| not_put_back(old, errno));
+    olds.iter().rev().filter_map(put).collect()
+}
+
+fn not_put_back(old: &Old, errno: Errno) -> String {
+    format!("put {:?} back into /{}: {errno}", old.value, old.path)
+}
+
+/// Writes changed limits of a living cgroup and gives what they were. On an error everything is put back.
+pub(super) fn change(writes: &[Write<'_>]) -> Result<Vec<Old>, Error> {
     let mut undo: Vec<(&Write<'_>, String)> = Vec::new();
     let outcome = in_order(writes).into_iter().try_for_each(|write| {
         let old = match write.read() {
@@ -81,14 +98,15 @@ pub(super) fn change(writes: &[Write<'_>]) -> Result<(), Error> {
         verify(write)
     });
     if let Err(mut error) = outcome {
-        for (write, old) in undo.into_iter().rev() {
-            if let Err(errno) = write.write(&old) {
-                error.message += &format!("; put {old:?} back into /{}: {errno}", write.path);
+        for (write, value) in undo.into_iter().rev() {
+            if let Err(errno) = write.write(&value) {
+                error.message += "; ";
+                error.message += &not_put_back(&Old { path: write.path.clone(), value }, errno);
             }
         }
         return Err(error);
     }
-    Ok(())
+    Ok(undo.into_iter().map(|(write, value)| Old { path: write.path.clone(), value }).collect())
 }
 
 /// v1 checks quota and period as a pair against the cgroup above at each write. A period that does not fit the old

@@ -4,9 +4,12 @@
 //! (OOM kills, CPU time) can still be asked when the process is gone. A new cgroup counts from zero.
 
 use super::group::{Group, blocking, join};
+use super::names::Slice;
+use super::systemd::Scope;
+use super::systemd::properties::{self, Property, Translated};
 use super::{CgroupFds, Sample, apply, sample};
-use knarr_model::resources::Resources;
-use knarr_model::{Error, ExecId};
+use knarr_model::resources::{Resources, v2_files};
+use knarr_model::{ContainerId, Error, ExecId};
 use knarr_sys::cgroup as sys;
 use knarr_sys::device_filter::{self, Rule};
 use rustix::io::Errno;
@@ -31,14 +34,27 @@ pub enum DeviceAccess {
 #[derive(Debug, Clone)]
 pub struct ContainerCgroup {
     group: Group,
+    /// Where systemd made what it lies in.
+    scope: Option<ScopeOf>,
+}
+
+/// The scope around a container's cgroup.
+#[derive(Debug, Clone)]
+pub(super) struct ScopeOf {
+    pub(super) unit: String,
+    pub(super) slice: Slice,
+    pub(super) group: Group,
 }
 
 impl ContainerCgroup {
-    pub(super) fn new(group: Group) -> Self {
-        Self { group }
+    pub(super) fn new(group: Group, scope: Option<ScopeOf>) -> Self {
+        Self { group, scope }
     }
 
     pub(super) async fn create(&self, resources: Resources, devices: DeviceAccess) -> Result<(), Error> {
+        if let Some(scope) = &self.scope {
+            return self.create_in_scope(scope, resources, devices).await;
+        }
         let this = self.clone();
         blocking(move || {
             if !this.group.make()? {
@@ -46,6 +62,30 @@ impl ContainerCgroup {
                 this.group.make()?;
             }
             this.limit(&resources, &devices)
+        })
+        .await
+    }
+
+    async fn create_in_scope(&self, scope: &ScopeOf, resources: Resources, devices: DeviceAccess) -> Result<(), Error> {
+        let Translated { mut properties, rest } = properties::translate(v2_files(&resources));
+        let (group, devices_) = (scope.group.clone(), devices.clone());
+        let (left, of_devices) = blocking(move || Ok((group.exists(), device_properties(&devices_)))).await?;
+        if left {
+            self.remove().await.map_err(|e| e.context("clear what an earlier attempt left"))?;
+        }
+        properties.extend(of_devices);
+        let wanted = Scope {
+            unit: scope.unit.clone(),
+            slice: scope.slice.clone(),
+            description: format!("container in {}", scope.slice.unit()),
+            properties,
+        };
+        self.group.shared.systemd.start_kept(wanted, &scope.group).await?;
+        let (this, outer) = (self.clone(), scope.group.path.clone());
+        blocking(move || {
+            this.group.make_below()?;
+            this.limit(&resources, &devices)?;
+            apply::set(&this.group.shared, &this.group.shared.tree_writes(&outer, rest))
         })
         .await
     }
@@ -59,6 +99,14 @@ impl ContainerCgroup {
     /// Absolute path in every hierarchy.
     pub fn path(&self) -> String {
         format!("/{}", self.group.path)
+    }
+
+    /// As an OCI specification names it for its driver: a path, or slice, prefix and name of a scope.
+    pub fn oci_path(&self, id: &ContainerId) -> String {
+        match &self.scope {
+            Some(scope) => format!("{}:knarr:{id}", scope.slice.unit()),
+            None => self.path(),
+        }
     }
 
     /// For [`knarr_model::plan::MountKind::Cgroup`]: each hierarchy's name in the container's /sys/fs/cgroup and the
@@ -86,12 +134,25 @@ impl ContainerCgroup {
     /// memory than it may have from now on, where v2 would have killed it.
     pub async fn update(&self, resources: &Resources) -> Result<(), Error> {
         resources.check()?;
+        let Translated { properties, rest } = properties::translate(v2_files(resources));
         let (this, resources) = (self.clone(), resources.clone());
-        blocking(move || {
+        let changed = blocking(move || {
             this.refuse_less_than_in_use(&resources)?;
-            apply::change(&this.group.shared.writes(&this.group.path, &resources))
-        })
-        .await
+            let shared = &this.group.shared;
+            let mut writes = shared.writes(&this.group.path, &resources);
+            if let Some(scope) = &this.scope {
+                writes.extend(shared.tree_writes(&scope.group.path, rest));
+            }
+            apply::change(&writes)
+        });
+        let olds = changed.await?;
+        let Some(scope) = &self.scope else { return Ok(()) };
+        // The kernel has taken the values within the scope, so systemd will not fail to write them for it.
+        let Err(mut error) = self.group.shared.systemd.set(&scope.unit, properties).await else { return Ok(()) };
+        let shared = self.group.shared.clone();
+        let problems = blocking(move || Ok(apply::put_back(&shared, &olds))).await?;
+        problems.iter().for_each(|problem| error.message += &format!("; {problem}"));
+        Err(error)
     }
 
     fn refuse_less_than_in_use(&self, resources: &Resources) -> Result<(), Error> {
@@ -166,8 +227,14 @@ impl ContainerCgroup {
 
     /// Kills what is left and removes it in every hierarchy; goes on after errors. Nothing there is no error.
     pub async fn remove(&self) -> Result<(), Error> {
-        let group = self.group.clone();
-        blocking(move || group.remove()).await
+        let Some(scope) = &self.scope else {
+            let group = self.group.clone();
+            return blocking(move || group.remove()).await;
+        };
+        let group = scope.group.clone();
+        blocking(move || group.remove()).await?;
+        self.group.shared.systemd.clear(&scope.unit).await;
+        Ok(())
     }
 
     /// Nothing but the list, fail-closed: by the v1 controller where there is one, else by a program in cgroup2.
@@ -196,6 +263,14 @@ impl ContainerCgroup {
             .and_then(|directory| device_filter::attach(directory, &rules))
             .map_err(|e| Error::internal(format!("attach the device filter to cgroup /{path}: {e}")))
     }
+}
+
+/// The same rules for systemd, where it has words for all of them.
+fn device_properties(devices: &DeviceAccess) -> Vec<Property> {
+    let DeviceAccess::Only(rules) = devices else { return Vec::new() };
+    let rules: Option<Vec<Rule>> = rules.iter().map(|rule| device_rule(rule)).collect();
+    let majors = std::fs::read_to_string("/proc/devices").unwrap_or_default();
+    rules.and_then(|rules| properties::devices(&rules, &majors)).unwrap_or_default()
 }
 
 /// A rule in the words of the v1 controller: "c 1:3 rwm", "b *:* m".

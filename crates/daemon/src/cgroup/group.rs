@@ -45,6 +45,19 @@ impl Group {
         Ok(new)
     }
 
+    /// Makes it in a cgroup2 cgroup that is there: one that has gone meanwhile must not come back as a mere directory.
+    pub(super) fn make_below(&self) -> Result<(), Error> {
+        let made = rustix::fs::mkdirat(self.shared.tree(), self.path.as_str(), rustix::fs::Mode::from_raw_mode(0o755));
+        made.map_err(|e| Error::internal(format!("make cgroup /{}: {e}", self.path)))?;
+        self.let_controllers_through();
+        Ok(())
+    }
+
+    /// Whether it is there, in the cgroup2 hierarchy.
+    pub(super) fn exists(&self) -> bool {
+        sys::open_dir(self.shared.tree(), &self.path).is_ok()
+    }
+
     /// v2: every cgroup above must pass the controllers on. What is refused is said once and shows again as a missing
     /// file when a limit is written.
     fn let_controllers_through(&self) {

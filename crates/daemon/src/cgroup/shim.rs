@@ -1,9 +1,11 @@
 //! The cgroup of one pod's shim.
 
 use super::group::{Group, blocking, join};
+use super::names::{Driver, Slice};
+use super::systemd::{Scope, properties};
 use super::{Shared, apply};
 use knarr_model::Error;
-use knarr_model::resources::Resources;
+use knarr_model::resources::{Resources, v2_files};
 use knarr_sys::cgroup as sys;
 use rustix::io::Errno;
 use std::time::Duration;
@@ -19,11 +21,13 @@ const SHIM_END: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone)]
 pub struct ShimCgroup {
     group: Group,
+    /// It is a scope, which systemd makes around the shim: unit and slice.
+    scope: Option<(String, Slice)>,
 }
 
 impl ShimCgroup {
-    pub(super) fn new(group: Group) -> Self {
-        Self { group }
+    pub(super) fn new(group: Group, scope: Option<(String, Slice)>) -> Self {
+        Self { group, scope }
     }
 
     /// Absolute path in every hierarchy.
@@ -34,10 +38,26 @@ impl ShimCgroup {
     /// Makes it, with its bound, and moves a running shim in. That waits for an RCU grace period in the cgroup2
     /// hierarchy (13 ms measured), so nobody may be waiting for it.
     pub async fn take_in(&self, pid: u32) -> Result<(), Error> {
+        let limits = Resources { memory_limit: Some(SHIM_MEMORY_MAX), ..Resources::default() };
+        let shared = &self.group.shared;
+        if let Some((unit, slice)) = &self.scope {
+            let properties = properties::translate(v2_files(&limits)).properties;
+            let description = format!("shim of the pod in {}", slice.unit());
+            let scope = Scope { unit: unit.clone(), slice: slice.clone(), description, properties };
+            return shared.systemd.start_around(scope, pid).await;
+        }
+        let below_scope =
+            shared.driver == Driver::Systemd && self.group.path.starts_with(&shared.scope_of_shims().path);
+        if below_scope {
+            Shared::make_scope_of_shims(shared).await?;
+        }
         let group = self.group.clone();
         blocking(move || {
-            group.make()?;
-            let limits = Resources { memory_limit: Some(SHIM_MEMORY_MAX), ..Resources::default() };
+            if below_scope {
+                group.make_below()?
+            } else {
+                group.make().map(drop)?
+            }
             let writes = group.shared.writes(&group.path, &limits);
             apply::set(&group.shared, &writes).map_err(|e| e.context("limit the shim"))?;
             move_in(&group.shared, &group.path, pid)
@@ -53,7 +73,11 @@ impl ShimCgroup {
             let _ = sys::wait_until_empty(group.shared.tree(), &group.path, SHIM_END);
             group.remove()
         })
-        .await
+        .await?;
+        if let Some((unit, _)) = &self.scope {
+            self.group.shared.systemd.clear(unit).await;
+        }
+        Ok(())
     }
 }
 

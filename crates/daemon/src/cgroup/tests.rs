@@ -24,9 +24,9 @@ impl Ground {
             eprintln!("skipped: making cgroups needs root");
             return None;
         }
-        let parent_default = format!("/knarr-test-{}-{name}", std::process::id());
-        let config = CgroupConfig { parent_default, ..Default::default() };
-        let (cgroups, warnings) = Cgroups::open(&config).unwrap();
+        let instance = format!("knarr-test-{}-{name}", std::process::id());
+        let config = CgroupConfig { driver: Some(Driver::Cgroupfs), parent: String::new(), instance };
+        let (cgroups, warnings) = now(Cgroups::open(&config)).unwrap();
         eprintln!("{:?} {warnings:?}", cgroups.layout());
         Some(Self { cgroups, pod: PodId::from_bytes(&[7; 32]) })
     }
@@ -91,27 +91,9 @@ fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[test]
-fn only_plain_paths_are_cgroup_paths() {
-    for good in ["/kubepods/burstable/pod1", "kubepods", "/a/b/"] {
-        assert!(relative("f", good).is_ok(), "{good}");
-    }
-    assert_eq!(relative("f", "/").unwrap(), "");
-    let long = format!("/{}", "a".repeat(256));
-    for bad in ["/..", "/a/../b", "/a//b", "/./a", "/a\0", &long, &"/a".repeat(4000)] {
-        assert!(relative("f", bad).is_err(), "{bad}");
-    }
-}
-
-#[test]
 fn ancestors_are_listed_from_the_root_down() {
     assert_eq!(ancestors("a/b/c").collect::<Vec<_>>(), ["", "a", "a/b"]);
     assert_eq!(ancestors("a").collect::<Vec<_>>(), [""]);
-}
-
-#[test]
-fn the_systemd_driver_is_refused_in_words() {
-    let config = CgroupConfig { driver: Driver::Systemd, ..Default::default() };
-    assert!(Cgroups::open(&config).unwrap_err().message.contains("cgroupfs"));
 }
 
 #[test]
@@ -333,7 +315,7 @@ fn a_shim_has_a_bound_of_its_own() {
     let reaper = std::thread::spawn(move || child.wait().unwrap());
     now(shim.remove()).unwrap();
     reaper.join().unwrap();
-    ground.cgroups.close();
+    now(ground.cgroups.close());
     for root in ground.cgroups.shared.roots() {
         assert!(sys::open_dir(root, &ground.cgroups.shared.parent_default).is_err());
     }

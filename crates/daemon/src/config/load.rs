@@ -362,17 +362,21 @@ fn check_paths(config: &Config, complaints: &mut Complaints) {
 }
 
 fn check_cgroup(config: &Config, complaints: &mut Complaints) {
-    complaints.refuse_if(config.cgroup.driver == CgroupDriver::Systemd, "cgroup.driver", || {
-        "the systemd driver is not in this version of knarr: use \"cgroupfs\", and the same in kubelet's cgroupDriver"
-            .to_owned()
-    });
     let parent = &config.cgroup.parent;
-    let mut parts = parent.strip_prefix('/').unwrap_or_default().split('/');
+    let is_slice = parent.ends_with(".slice");
+    let from_root = parent.strip_prefix('/');
+    let mut parts = from_root.unwrap_or(if is_slice { parent } else { "" }).split('/');
     complaints.refuse_if(
         !parent.is_empty() && parts.any(|part| matches!(part, "" | "." | "..")),
         "cgroup.parent",
-        || format!("{parent:?} is no cgroup path: write for example \"/knarr\""),
+        || format!("{parent:?} is no cgroup path: write for example \"/knarr\", or \"knarr.slice\" for systemd"),
     );
+    let driver = config.cgroup.driver;
+    let wrong = driver == CgroupDriver::Systemd && !is_slice || driver == CgroupDriver::Cgroupfs && is_slice;
+    complaints.refuse_if(!parent.is_empty() && wrong, "cgroup.parent", || {
+        let is = if is_slice { "is a slice of systemd" } else { "is no slice of systemd" };
+        format!("{parent:?} {is}, but cgroup.driver is {:?}", driver.as_str())
+    });
 }
 
 fn check_builtin_network(config: &Config, complaints: &mut Complaints) {

@@ -87,13 +87,14 @@ section! {
 section! {
     /// The cgroups of pods.
     pub struct Cgroup {
-        /// Who makes cgroups, which must be what kubelet is told: `cgroupfs` (knarr itself), `systemd` (not in this
-        /// version: refused at start) or `auto`, which is `cgroupfs` in this version.
+        /// Who makes cgroups, which must be kubelet's `cgroupDriver`: `systemd` (asked over D-Bus; needs cgroup v2),
+        /// `cgroupfs` (knarr itself) or `auto`, which is `systemd` where systemd is the machine's init, the hierarchy is
+        /// v2 only and D-Bus answers, and `cgroupfs` elsewhere. A kubelet that asks its runtime is told which it is.
         driver: CgroupDriver = CgroupDriver::Auto,
         /// The cgroup in which pods lie that name no parent themselves, as those of `knarr run` and crictl. kubelet
-        /// always names one.
+        /// always names one. A path for the cgroupfs driver, a slice (`pods.slice`) for the systemd driver.
         /// At its start an instance removes what it does not know below its parent, so no two may share one. Empty:
-        /// /knarr, or with a `root` /knarr- and eight digits that follow from it.
+        /// /knarr or knarr.slice, or with a `root` /knarr- or knarr- and eight digits that follow from it.
         parent: String = String::new(),
     }
 }
@@ -311,7 +312,7 @@ words! {
 words! {
     /// Who makes cgroups.
     pub enum CgroupDriver {
-        /// Whatever this version has.
+        /// systemd where it can, else knarr.
         Auto = "auto",
         /// knarr, in the file system.
         Cgroupfs = "cgroupfs",

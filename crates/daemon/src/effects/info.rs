@@ -54,6 +54,7 @@ impl World {
             "stateDir": self.paths.state_dir,
             "runDir": self.paths.run_dir,
             "socket": self.paths.socket,
+            "cgroupDriver": self.cgroups.driver().as_str(),
             "cgroupParent": self.cgroups.parent(),
             "version": env!("CARGO_PKG_VERSION"),
         });

@@ -56,7 +56,7 @@ impl PodEffects {
         let user = self.world.user_of(&image, &parts.spec).await?;
         let (world, pod, pod_id, container) =
             (self.world.clone(), self.spec.clone(), self.id.clone(), parts.spec.clone());
-        let (pod_dir, cgroups_path) = (self.pod_dir(), self.container_cgroup(&parts.id)?.path());
+        let (pod_dir, cgroups_path) = (self.pod_dir(), self.container_cgroup(&parts.id)?.oci_path(&parts.id));
         let built = blocking(move || {
             let config = &image.config;
             let image = ImageConfig {

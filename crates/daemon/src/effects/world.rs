@@ -76,6 +76,7 @@ impl World {
         if let Err(why) = &user_namespaces {
             tracing::info!(why, "pods with a user namespace are not possible on this node");
         }
+        cgroups.set_shim(shim.try_clone().map_err(failed("duplicate the shim's executable"))?);
         let base_mount_ns =
             knarr_sys::namespace::make_base_mount_ns().map_err(failed("make the base mount namespace"))?;
         let overlay = OverlayThread::start().map_err(failed("start the thread that mounts root file systems"))?;

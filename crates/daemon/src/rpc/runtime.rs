@@ -3,6 +3,7 @@
 
 use super::convert;
 use super::status::status;
+use crate::cgroup::Driver;
 use crate::config::Limits;
 use crate::exec;
 use crate::node::Node;
@@ -458,8 +459,11 @@ impl RuntimeService for Runtime {
     }
 
     async fn runtime_config(&self, _: Request<v1::RuntimeConfigRequest>) -> Answer<v1::RuntimeConfigResponse> {
-        let driver = v1::CgroupDriver::Cgroupfs as i32;
-        let linux = Some(v1::LinuxRuntimeConfiguration { cgroup_driver: driver });
+        let driver = match self.node.world().cgroups.driver() {
+            Driver::Cgroupfs => v1::CgroupDriver::Cgroupfs,
+            Driver::Systemd => v1::CgroupDriver::Systemd,
+        };
+        let linux = Some(v1::LinuxRuntimeConfiguration { cgroup_driver: driver.into() });
         Ok(Response::new(v1::RuntimeConfigResponse { linux }))
     }
 

@@ -13,25 +13,23 @@ use sha2::{Digest, Sha256};
 /// What the cgroups are told.
 pub fn cgroups(config: &Config) -> CgroupConfig {
     let driver = match config.cgroup.driver {
-        CgroupDriver::Auto | CgroupDriver::Cgroupfs => Driver::Cgroupfs,
-        CgroupDriver::Systemd => Driver::Systemd,
+        CgroupDriver::Auto => None,
+        CgroupDriver::Cgroupfs => Some(Driver::Cgroupfs),
+        CgroupDriver::Systemd => Some(Driver::Systemd),
     };
-    CgroupConfig { parent_default: cgroup_parent(config), driver }
+    CgroupConfig { driver, parent: config.cgroup.parent.clone(), instance: instance(config) }
 }
 
-/// The configured parent, or one that no instance with another root has.
-fn cgroup_parent(config: &Config) -> String {
-    if !config.cgroup.parent.is_empty() {
-        return config.cgroup.parent.clone();
-    }
+/// A name that no instance with another root has.
+fn instance(config: &Config) -> String {
     if config.root.as_os_str().is_empty() {
-        return "/knarr".to_owned();
+        return "knarr".to_owned();
     }
     // The same directory by another name is the same instance: the lock below it keeps a second daemon off.
     let root = std::fs::canonicalize(&config.root).unwrap_or_else(|_| config.root.clone());
     let digest = Sha256::digest(root.as_os_str().as_encoded_bytes());
     let digits: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-    format!("/knarr-{digits}")
+    format!("knarr-{digits}")
 }
 
 /// What the network is told.
@@ -105,12 +103,9 @@ mod tests {
 
     #[test]
     fn instances_with_different_roots_have_different_cgroups() {
-        let parent = |root: &str| cgroup_parent(&Config { root: root.into(), ..Config::default() });
-        assert_eq!(parent(""), "/knarr");
-        assert_ne!(parent("/srv/one"), parent("/srv/two"));
-        assert_eq!(parent("/srv/one"), parent("/srv/one"));
-        let mut config = Config { root: "/srv/one".into(), ..Config::default() };
-        config.cgroup.parent = "/mine".into();
-        assert_eq!(cgroup_parent(&config), "/mine");
+        let of = |root: &str| cgroups(&Config { root: root.into(), ..Config::default() }).instance;
+        assert_eq!(of(""), "knarr");
+        assert_ne!(of("/srv/one"), of("/srv/two"));
+        assert_eq!(of("/srv/one"), of("/srv/one"));
     }
 }

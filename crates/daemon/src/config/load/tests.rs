@@ -75,16 +75,13 @@ fn broken_toml_is_named_with_its_line() {
 #[test]
 fn values_that_cannot_work_are_refused_all_at_once() {
     let message = refusal(
-        "version = 2\nroot = \"here\"\n[cgroup]\ndriver = \"systemd\"\n[network.builtin]\nsubnet_v4 = \"10.0.0.1/8\"\n",
+        "version = 2\nroot = \"here\"\n[cgroup]\nparent = \"/a//b\"\n[network.builtin]\nsubnet_v4 = \"10.0.0.1/8\"\n",
     );
     let lines: Vec<&str> = message.lines().collect();
     assert_eq!(lines.len(), 4, "{message}");
     assert!(lines[0].starts_with("config.toml:1: version: this file is of version 2"), "{message}");
     assert!(lines[1].starts_with("config.toml:2: root: \"here\" is not an absolute path"), "{message}");
-    assert!(
-        lines[2].starts_with("config.toml:4: cgroup.driver: the systemd driver is not in this version"),
-        "{message}"
-    );
+    assert!(lines[2].starts_with("config.toml:4: cgroup.parent: \"/a//b\" is no cgroup path"), "{message}");
     assert!(lines[3].starts_with("config.toml:6: network.builtin.subnet_v4: \"10.0.0.1/8\" has bits set"), "{message}");
 }
 
@@ -115,6 +112,27 @@ fn a_cgroup_parent_cannot_climb() {
     }
     assert_eq!(load("[cgroup]\nparent = \"/a/b\"\n").cgroup.parent, "/a/b");
     assert_eq!(load("[cgroup]\nparent = \"\"\n").cgroup.parent, "", "empty stands for the default");
+    assert_eq!(load("[cgroup]\nparent = \"a-b.slice\"\n").cgroup.parent, "a-b.slice");
+}
+
+#[test]
+fn a_cgroup_parent_suits_its_driver() {
+    for (driver, parent, fits) in [
+        ("systemd", "/a", false),
+        ("systemd", "a.slice", true),
+        ("cgroupfs", "/a.slice", false),
+        ("cgroupfs", "/a", true),
+        ("auto", "/a", true),
+        ("auto", "/a.slice", true),
+    ] {
+        let text = format!("[cgroup]\ndriver = \"{driver}\"\nparent = \"{parent}\"\n");
+        if fits {
+            assert_eq!(load(&text).cgroup.parent, parent);
+        } else {
+            let message = refusal(&text);
+            assert!(message.contains("cgroup.parent") && message.contains(driver), "{message}");
+        }
+    }
 }
 
 #[test]
