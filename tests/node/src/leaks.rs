@@ -3,8 +3,9 @@
 //! What takes the kernel a moment (links that go with their namespace, processes that die) is asked for again until it
 //! is gone or the time is up. The image store is not looked at: images stay by intention.
 
+use crate::tree::{self, Driver};
 use crate::{Outcome, eventually};
-use rustix::process::{WaitOptions, wait};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait, waitpid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -41,12 +42,13 @@ impl Snapshot {
     /// Looks at everything. `daemon` is the process whose descriptors are counted.
     pub fn take(directory: &Path, daemon: Option<u32>) -> Outcome<Self> {
         reap();
-        let cgroup = crate::runner::cgroup_of(directory);
+        let cgroup = tree::parent(directory);
         let mut things = BTreeMap::from([
             ("mount", mounts()?),
             ("link", links()?),
             ("rule", rules()),
             ("cgroup", cgroups(&cgroup)),
+            ("unit", units(directory)),
             ("process", processes(daemon)?),
             ("file", files(&directory.join("node"))),
         ]);
@@ -60,7 +62,7 @@ impl Snapshot {
         let none = BTreeSet::new();
         let mut more = Vec::new();
         for (kind, things) in &self.things {
-            if scope == Scope::Daemon && !["process", "mount", "cgroup"].contains(kind) {
+            if scope == Scope::Daemon && !["process", "mount", "cgroup", "unit"].contains(kind) {
                 continue;
             }
             for thing in things.difference(before.things.get(kind).unwrap_or(&none)) {
@@ -99,7 +101,7 @@ fn describe(directory: &Path, thing: &str) -> String {
     }
 }
 
-/// The test is process 1 of its PID namespace: orphans are its to reap.
+/// The test is process 1 of its PID namespace, or takes the place of one: orphans are its to reap.
 fn reap() {
     while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
 }
@@ -172,13 +174,45 @@ fn hierarchies() -> Vec<PathBuf> {
     fs::read_dir(CGROUP_ROOT).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect()
 }
 
-/// Every process of the PID namespace but the test and the daemon.
+/// Units of systemd, in whatever state, that bear the test's word or lie in a slice that does.
+fn units(directory: &Path) -> BTreeSet<String> {
+    if Driver::current() != Driver::Systemd {
+        return BTreeSet::new();
+    }
+    let word = tree::word(directory);
+    let show = ["show", "--property=Id,Slice,ActiveState,Result", "knarr*.scope", "knarr*.slice"];
+    let Ok(output) = Command::new("systemctl").args(show).output() else { return BTreeSet::new() };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let of_test = text.split("\n\n").filter(|unit| unit.contains(&word));
+    of_test.map(|unit| unit.trim().replace('\n', " ")).collect()
+}
+
+/// Takes away what [`tree::kubelets`] names, as kubelet would.
+pub fn remove_kubelets(directory: &Path) {
+    match Driver::current() {
+        Driver::Cgroupfs => remove_cgroups(&format!("{}/kubepods", tree::parent(directory))),
+        Driver::Systemd => {
+            let slice = format!("{}-kubepods.slice", tree::word(directory));
+            let _ = Command::new("systemctl").args(["stop", &slice]).status();
+        }
+    }
+}
+
+/// Forgets the units of a test that failed; what lived in them is dead.
+pub fn remove_units(directory: &Path) {
+    for unit in units(directory) {
+        let id = unit.split(' ').find_map(|property| property.strip_prefix("Id="));
+        for verb in ["stop", "reset-failed"] {
+            let _ = Command::new("systemctl").args(["--quiet", verb]).args(id).output();
+        }
+    }
+}
+
+/// Every process that came from the test, but itself and the daemon.
 fn processes(daemon: Option<u32>) -> Outcome<BTreeSet<String>> {
     let mut found = BTreeSet::new();
-    for entry in fs::read_dir("/proc")? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        let Ok(pid) = name.parse::<u32>() else { continue };
-        if pid == std::process::id() || Some(pid) == daemon {
+    for pid in descendants(std::process::id())? {
+        if Some(pid) == daemon {
             continue;
         }
         let Ok(command) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
@@ -187,6 +221,37 @@ fn processes(daemon: Option<u32>) -> Outcome<BTreeSet<String>> {
         found.insert(format!("{command}({})", stat.split(' ').take(4).collect::<Vec<_>>().join(" ")));
     }
     Ok(found)
+}
+
+/// The processes below one, at any depth. Orphans have become children of whoever reaps them.
+fn descendants(of: u32) -> Outcome<Vec<u32>> {
+    let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let (Ok(pid), Ok(stat)) = (name.parse(), fs::read_to_string(format!("/proc/{name}/stat"))) else { continue };
+        // "pid (command) state parent …", and the command may hold anything.
+        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
+        children.entry(parent.unwrap_or(0)).or_default().push(pid);
+    }
+    let mut found = Vec::new();
+    let mut left = vec![of];
+    while let Some(pid) = left.pop() {
+        let below = children.remove(&pid).unwrap_or_default();
+        found.extend(&below);
+        left.extend(below);
+    }
+    Ok(found)
+}
+
+/// Kills and reaps what tests that are over have left to this process; `alive` are the tests that are not.
+pub fn kill_orphans(alive: &[u32]) {
+    let orphans = descendants(std::process::id()).unwrap_or_default();
+    let of_the_living: BTreeSet<u32> = alive.iter().flat_map(|pid| descendants(*pid).unwrap_or_default()).collect();
+    for pid in orphans.into_iter().filter(|pid| !alive.contains(pid) && !of_the_living.contains(pid)) {
+        let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { continue };
+        let _ = kill_process(pid, Signal::KILL);
+        let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+    }
 }
 
 /// Kinds of the daemon's descriptors with their numbers: which socket is which changes, how many there are must not.

@@ -1,7 +1,7 @@
 //! One daemon with its clients, and the handful of steps that every test takes.
 
 use crate::images::{TOOL_IMAGE, tool_image};
-use crate::runner::cgroup_of;
+use crate::tree::{self, Driver};
 use crate::{Outcome, TOOL, eventually};
 use knarr_cri_api::knarr::images_client::ImagesClient;
 use knarr_cri_api::v1::image_service_client::ImageServiceClient;
@@ -33,7 +33,12 @@ pub struct Config {
     pub toml: String,
     /// CNI configurations: file name and content.
     pub cni: Vec<(&'static str, String)>,
+    /// Whether systemd's bus is to be reached through a socket in the test's directory, which the test serves.
+    pub own_bus: bool,
 }
+
+/// The name of that socket.
+pub const OWN_BUS: &str = "bus";
 
 /// One node. Clones are clients of the same daemon.
 #[derive(Clone)]
@@ -48,6 +53,7 @@ pub struct Node {
     pub images: ImageServiceClient<Channel>,
     /// knarr's own service.
     pub knarr: ImagesClient<Channel>,
+    own_bus: bool,
     daemon: Option<Pid>,
 }
 
@@ -95,8 +101,9 @@ impl Node {
         fs::create_dir_all(directory.join("logs"))?;
         let (_, shim) = executables()?;
         let base = format!(
-            "[cgroup]\nparent = {:?}\n[shim]\npath = {:?}\n[log]\nlevel = \"debug\"\n[network.cni]\nconf_dir = {:?}\n",
-            cgroup_of(directory),
+            "[cgroup]\ndriver = {:?}\nparent = {:?}\n[shim]\npath = {:?}\n[log]\nlevel = \"debug\"\n[network.cni]\nconf_dir = {:?}\n",
+            Driver::current().as_str(),
+            tree::parent(directory),
             shim,
             cni
         );
@@ -105,7 +112,7 @@ impl Node {
         for (name, content) in &config.cni {
             fs::write(cni.join(name), content)?;
         }
-        let daemon = spawn(directory, &root)?;
+        let daemon = spawn(directory, &root, config.own_bus)?;
         let channel = Endpoint::from_shared(format!("unix://{}", root.join("knarr.sock").display()))?.connect_lazy();
         let mut node = Self {
             directory: directory.to_path_buf(),
@@ -114,6 +121,7 @@ impl Node {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20),
             images: ImageServiceClient::new(channel.clone()),
             knarr: ImagesClient::new(channel),
+            own_bus: config.own_bus,
             daemon: Some(daemon),
         };
         node.wait_until_serving().await?;
@@ -144,7 +152,7 @@ impl Node {
     /// Starts the daemon anew on the same root.
     pub async fn start_again(&mut self) -> Outcome {
         assert!(self.daemon.is_none(), "the daemon runs");
-        self.daemon = Some(spawn(&self.directory, &self.root)?);
+        self.daemon = Some(spawn(&self.directory, &self.root, self.own_bus)?);
         self.wait_until_serving().await
     }
 
@@ -386,10 +394,14 @@ pub fn make_log_directory(pod: &v1::PodSandboxConfig, container: &v1::ContainerC
 
 /// A child whose end is seen by `waitpid` alone: the leak oracle, which reaps orphans, and this file share the
 /// knowledge of which process is the daemon.
-fn spawn(directory: &Path, root: &Path) -> Outcome<Pid> {
+fn spawn(directory: &Path, root: &Path, own_bus: bool) -> Outcome<Pid> {
     let (knarr, _) = executables()?;
     let log = fs::OpenOptions::new().create(true).append(true).open(directory.join("daemon.log"))?;
-    let child = Command::new(knarr)
+    let mut command = Command::new(knarr);
+    if own_bus {
+        command.env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}", directory.join(OWN_BUS).display()));
+    }
+    let child = command
         .arg("--root")
         .arg(root)
         .arg("serve")

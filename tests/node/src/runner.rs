@@ -3,9 +3,13 @@
 //! The namespaces are made by util-linux' `unshare`, before the test's process has a second thread. In its PID
 //! namespace the test is process 1: when it ends or is killed, everything that it started dies with it, so a test that
 //! fails leaves no process and no mount behind. Cgroups are no part of a namespace; they are removed here.
+//!
+//! With the systemd driver there is no PID namespace, because systemd is told processes by their numbers: orphans of a
+//! test come to it, and to this process once it has ended, and are killed here.
 
 use crate::node::{Config, Node};
-use crate::{Outcome, leaks};
+use crate::tree::{self, Driver};
+use crate::{Outcome, leaks, patience};
 use std::fs;
 use std::future::Future;
 use std::io::Read;
@@ -19,6 +23,9 @@ const TEST_LIMIT: Duration = Duration::from_secs(180);
 
 /// How many tests run at once when nobody says: they wait more than they compute.
 const JOBS: usize = 4;
+
+/// How a line begins by which a test says that it cannot run here, and why.
+pub const SKIPPED: &str = "skipped: ";
 
 /// How much of a failed test's output is shown, in bytes from its end.
 const OUTPUT_SHOWN: usize = 128 << 10;
@@ -74,6 +81,13 @@ pub fn main(groups: &[(&str, &[Test])]) -> ExitCode {
     let filters: Vec<&String> = words.iter().filter(|w| !w.starts_with("--")).collect();
     let chosen: Vec<&String> =
         names.iter().filter(|name| filters.is_empty() || filters.iter().any(|f| name.contains(f.as_str()))).collect();
+    // Without a PID namespace each test's orphans come here when it is over.
+    if Driver::current() == Driver::Systemd
+        && let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+    {
+        println!("cannot become the reaper of what tests leave: {error}");
+        return ExitCode::FAILURE;
+    }
     let jobs = words.iter().find_map(|w| w.strip_prefix("--jobs=")?.parse().ok()).unwrap_or(JOBS).max(1);
     run_all(&chosen, jobs)
 }
@@ -96,7 +110,7 @@ fn run_all(names: &[&String], jobs: usize) -> ExitCode {
         println!("{problem}");
         return ExitCode::FAILURE;
     }
-    let started = Instant::now();
+    let (started, limit) = (Instant::now(), patience(TEST_LIMIT));
     let mut waiting = names.iter().enumerate();
     let mut running: Vec<Running<'_>> = Vec::new();
     let mut failed = Vec::new();
@@ -120,24 +134,27 @@ fn run_all(names: &[&String], jobs: usize) -> ExitCode {
         for mut test in running {
             let took = test.started.elapsed();
             let verdict = match test.child.try_wait() {
-                Ok(None) if took < TEST_LIMIT => {
+                Ok(None) if took < limit => {
                     still.push(test);
                     continue;
                 }
-                Ok(Some(status)) if status.success() => "ok".to_owned(),
+                Ok(Some(status)) if status.success() => skipped(&test.directory).unwrap_or("ok".to_owned()),
                 Ok(Some(status)) => format!("FAILED ({status})"),
-                Ok(None) => format!("FAILED (not done within {TEST_LIMIT:?})"),
+                Ok(None) => format!("FAILED (not done within {limit:?})"),
                 Err(error) => format!("FAILED ({error})"),
             };
             println!("test {} ... {verdict} {:.2} s", test.name, took.as_secs_f64());
             done += 1;
-            if verdict != "ok" {
+            if verdict.starts_with("FAILED") {
                 show_output(&test.directory);
                 failed.push(test.name.to_owned());
             }
             clean_up(test);
         }
         running = still;
+        if Driver::current() == Driver::Systemd {
+            leaks::kill_orphans(&running.iter().map(|test| test.child.id()).collect::<Vec<_>>());
+        }
     }
     println!("\n{done} tests in {:.1} s, {} failed", started.elapsed().as_secs_f64(), failed.len());
     failed.iter().for_each(|name| println!("  {name}"));
@@ -149,8 +166,13 @@ fn spawn<'a>(name: &'a str, number: usize) -> Outcome<Running<'a>> {
     let directory = PathBuf::from(format!("/tmp/knarr-node-{}-{number}", std::process::id()));
     fs::create_dir(&directory)?;
     let output = fs::File::create(directory.join("output"))?;
+    let processes: &[&str] = match Driver::current() {
+        Driver::Cgroupfs => &["--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"],
+        Driver::Systemd => &[],
+    };
     let child = Command::new("unshare")
-        .args(["--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child=SIGKILL", "--mount-proc"])
+        .args(["--mount", "--net", "--ipc", "--uts"])
+        .args(processes)
         .arg(std::env::current_exe()?)
         .args(["--one", name])
         .arg(&directory)
@@ -164,15 +186,17 @@ fn spawn<'a>(name: &'a str, number: usize) -> Outcome<Running<'a>> {
 fn clean_up(mut test: Running<'_>) {
     let _ = test.child.kill();
     let _ = test.child.wait();
-    leaks::remove_cgroups(&cgroup_of(&test.directory));
+    leaks::remove_cgroups(&tree::parent(&test.directory));
+    leaks::remove_units(&test.directory);
     if let Err(error) = fs::remove_dir_all(&test.directory) {
         println!("cannot remove {}: {error}", test.directory.display());
     }
 }
 
-/// The default parent of a test's pods, as an absolute cgroup path.
-pub fn cgroup_of(directory: &Path) -> String {
-    format!("/{}", directory.file_name().and_then(|n| n.to_str()).unwrap_or("knarr-node"))
+/// What a test that could not run here says of it, in a line of its output.
+fn skipped(directory: &Path) -> Option<String> {
+    let output = fs::read_to_string(directory.join("output")).ok()?;
+    output.lines().find(|line| line.starts_with(SKIPPED)).map(str::to_owned)
 }
 
 fn show_output(directory: &Path) {
@@ -193,6 +217,12 @@ fn run_one(test: &Test, directory: &Path) -> ExitCode {
     let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
     if !up.is_ok_and(|status| status.success()) {
         println!("cannot bring the loopback interface up");
+        return ExitCode::FAILURE;
+    }
+    if Driver::current() == Driver::Systemd
+        && let Err(error) = rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+    {
+        println!("cannot become the reaper of what the daemon leaves: {error}");
         return ExitCode::FAILURE;
     }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {

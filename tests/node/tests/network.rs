@@ -34,6 +34,7 @@ pub fn cni() -> Config {
     Config {
         toml: "[network]\nmode = \"cni\"\n[network.cni]\nbin_dirs = [\"/opt/cni/bin\", \"/usr/lib/cni\"]\n".into(),
         cni: vec![("10-node.conflist", conflist.replace("DATA", &cni_data()))],
+        ..Config::default()
     }
 }
 

@@ -3,7 +3,7 @@
 use knarr_cri_api::v1::{self, LinuxContainerResources};
 use knarr_node_tests::node::{Node, Pod};
 use knarr_node_tests::requests::{container, pod, resources};
-use knarr_node_tests::runner::cgroup_of;
+use knarr_node_tests::tree;
 use knarr_node_tests::{Outcome, eventually, tests};
 use std::path::Path;
 use std::time::Duration;
@@ -22,8 +22,8 @@ tests![
 
 /// Reads a cgroup file of a container: its v2 name where there is v2, else the v1 one.
 fn cgroup_file(node: &Node, pod: &Pod, id: &str, controller: &str, v1: &str, v2: &str) -> Outcome<String> {
-    let below = format!("{}/{}/{id}", cgroup_of(&node.directory).trim_start_matches('/'), pod.id);
-    read_cgroup_file(&below, controller, v1, v2)
+    let path = tree::container(&tree::pod(&node.directory, &pod.id), id);
+    read_cgroup_file(path.trim_start_matches('/'), controller, v1, v2)
 }
 
 fn read_cgroup_file(below: &str, controller: &str, v1: &str, v2: &str) -> Outcome<String> {
@@ -126,17 +126,18 @@ async fn a_killed_child_does_not_end_its_container(node: &mut Node) -> Outcome {
 }
 
 async fn a_given_cgroup_parent_is_used(node: &mut Node) -> Outcome {
-    let parent = format!("{}/kubepods/burstable/pod1", cgroup_of(&node.directory));
+    let parent = tree::kubelets(&node.directory);
     let mut config = pod("parent");
     config.linux.get_or_insert_default().cgroup_parent = parent.clone();
     let pod = node.run_pod(config).await?;
     let id = node.run(&pod, container("main", &["pause"])).await?;
-    let below = format!("{}/{id}", parent.trim_start_matches('/'));
+    let path = tree::container(&parent, &id);
+    let below = path.trim_start_matches('/').to_owned();
     read_cgroup_file(&below, "memory", "memory.limit_in_bytes", "memory.max")?;
     node.remove_pod(&pod.id).await?;
     assert!(read_cgroup_file(&below, "memory", "memory.limit_in_bytes", "memory.max").is_err());
     // Kubelet made it, so kubelet takes it away.
-    knarr_node_tests::leaks::remove_cgroups(&format!("{}/kubepods", cgroup_of(&node.directory)));
+    knarr_node_tests::leaks::remove_kubelets(&node.directory);
     Ok(())
 }
 
