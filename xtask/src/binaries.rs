@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 pub enum Flavour {
     /// For tests and the demo: quick to build, the shim as static as the real one.
     Dev,
+    /// For tests in an emulated machine.
+    Emulated,
     /// For machines.
     Release,
 }
@@ -27,11 +29,12 @@ pub struct Binaries {
 pub fn build(flavour: Flavour) -> Result<Binaries, String> {
     let (profile, profile_dir) = match flavour {
         Flavour::Dev => ("dev", "debug"),
+        Flavour::Emulated => ("emulated", "emulated"),
         Flavour::Release => ("release", "release"),
     };
     process::run(&process::cargo(), &["build", "--profile", profile, "-p", "knarr-cli"])?;
     let (shim_profile, shim_dir) = match flavour {
-        Flavour::Dev => ("dev", "debug"),
+        Flavour::Dev | Flavour::Emulated => (profile, profile_dir),
         Flavour::Release => ("shim", "shim"),
     };
     let host = host_target()?;
@@ -44,6 +47,7 @@ pub fn build(flavour: Flavour) -> Result<Binaries, String> {
     let target = target_dir()?;
     let dir = target.join(match flavour {
         Flavour::Dev => "knarr-dev",
+        Flavour::Emulated => "knarr-emulated",
         Flavour::Release => "knarr-release",
     });
     std::fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;

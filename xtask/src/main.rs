@@ -10,6 +10,7 @@ mod demo;
 mod packages;
 mod process;
 mod tidy;
+mod vm;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -20,6 +21,8 @@ cargo xtask <task>
   demo           install what is missing, build, and run a container from an image made on the spot
   test           everything that must hold: tidy, format, lints, all tests; as root also the node tests
   test node [..] only the node tests; further words are parts of test names
+  test --vm [..] all tests against a kernel in a virtual machine with systemd and cgroup v2, which is made at the first
+                 time; further words are parts of names of node tests, --driver=systemd picks one of two drivers
   build          knarr and the static knarr-shim, optimised, into target/knarr-release
   tidy           the rules that are not the compiler's: edges between crates, file heads, lengths, documents
   codegen        the protobuf code of crates/cri-api, anew from its .proto files
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
         ["demo"] => demo::run(),
         ["test"] => check::run(),
         ["test", "node", filters @ ..] => check::node_tests(filters),
+        ["test", "--vm", words @ ..] => vm::run(words),
         ["build"] => binaries::build(binaries::Flavour::Release).map(|made| println!("{}", made.dir.display())),
         ["tidy"] => tidy::run(),
         ["codegen"] => codegen::run(),

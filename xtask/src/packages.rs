@@ -22,6 +22,13 @@ const NODE_TESTS: &[Package] = &[
     Package { name: "containernetworking-plugins", why: "real CNI plugins" },
 ];
 
+const VIRTUAL_MACHINE: &[Package] = &[
+    Package { name: "debootstrap", why: "makes the machine's file system" },
+    Package { name: "debian-archive-keyring", why: "lets it trust Debian's packages, on Ubuntu too" },
+    Package { name: "e2fsprogs", why: "makes the machine's disk" },
+    Package { name: "qemu-system-x86", why: "is the machine" },
+];
+
 /// Installs what building needs.
 pub fn for_building() -> Result<(), String> {
     install(BUILD)
@@ -30,6 +37,11 @@ pub fn for_building() -> Result<(), String> {
 /// Installs what the node tests need.
 pub fn for_node_tests() -> Result<(), String> {
     install(NODE_TESTS)
+}
+
+/// Installs what the virtual machine needs on this side.
+pub fn for_virtual_machine() -> Result<(), String> {
+    install(VIRTUAL_MACHINE)
 }
 
 fn install(packages: &[Package]) -> Result<(), String> {

@@ -21,6 +21,18 @@ pub fn run_with_env(program: &str, args: &[&str], env: &[(&str, &str)]) -> Resul
     if status.success() { Ok(()) } else { Err(format!("{} {}: {status}", short(program), args.join(" "))) }
 }
 
+/// Prints the command and runs it; what it says is shown only if it fails.
+pub fn run_quietly(program: &str, args: &[&str]) -> Result<(), String> {
+    eprintln!("+ {} {}", short(program), args.join(" "));
+    let output = Command::new(program).args(args).current_dir(crate::root()).stdin(Stdio::null()).output();
+    let output = output.map_err(|e| format!("cannot run {program}: {e}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = [output.stdout, output.stderr].concat();
+    Err(format!("{} {}: {}\n{}", short(program), args.join(" "), output.status, String::from_utf8_lossy(&said)))
+}
+
 /// What the command prints, without its last newline.
 pub fn output(program: &str, args: &[&str]) -> Result<String, String> {
     let mut command = Command::new(program);
