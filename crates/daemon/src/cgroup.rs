@@ -321,8 +321,8 @@ async fn choose_driver(
     systemd: &Systemd,
     warnings: &mut Vec<String>,
 ) -> Result<Driver, Error> {
-    let unable = if !systemd::is_booted() {
-        Some("systemd does not run this machine (there is no /run/systemd/system)")
+    let unable = if let Err(why) = systemd::is_init() {
+        Some(why)
     } else if layout != sys::Layout::Unified {
         Some("this machine's cgroup controllers are not in the unified hierarchy (cgroup v2)")
     } else {

@@ -42,9 +42,20 @@ const LEFT_BEHIND_MAX: usize = 4096;
 /// sd_booted(3) looks for this directory.
 const BOOTED: &str = "/run/systemd/system";
 
-/// Whether systemd is this machine's init.
-pub fn is_booted() -> bool {
-    std::fs::symlink_metadata(BOOTED).is_ok_and(|found| found.is_dir())
+/// Where systemd puts itself.
+const INIT_SCOPE: &str = "/init.scope";
+
+/// Whether systemd is this machine's init, and the process 1 that we see; or why not.
+pub fn is_init() -> Result<(), &'static str> {
+    if !std::fs::symlink_metadata(BOOTED).is_ok_and(|found| found.is_dir()) {
+        return Err("systemd does not run this machine (there is no /run/systemd/system)");
+    }
+    // systemd is told processes by number: in another PID namespace the number would be somebody else's.
+    let of_init = std::fs::read_to_string("/proc/1/cgroup").unwrap_or_default();
+    match of_init.lines().any(|line| line.ends_with(INIT_SCOPE)) {
+        true => Ok(()),
+        false => Err("systemd is in another PID namespace (process 1 here is not in its init.scope)"),
+    }
 }
 
 /// A scope to be made.
