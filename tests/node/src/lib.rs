@@ -3,9 +3,11 @@
 //! A test is a process of its own in network, mount, PID, IPC and UTS namespaces of its own ([`runner`]). In there a
 //! [`node::Node`] is a daemon with its clients; [`leaks`] looks, before and after, at everything that a pod may leave
 //! behind. [`requests`] builds what kubelet would send, [`images`] what it would pull; [`streams`] is a client of
-//! exec, attach and port-forward, and [`tree`] says where in the tree of cgroups a test is.
+//! exec, attach and port-forward; [`tree`] says where in the tree of cgroups a test is, [`bus`] stands between a daemon
+//! and systemd.
 #![allow(clippy::print_stdout)]
 
+pub mod bus;
 pub mod images;
 pub mod leaks;
 pub mod node;

@@ -1,8 +1,9 @@
 //! One daemon with its clients, and the handful of steps that every test takes.
 
+use crate::bus::OwnBus;
 use crate::images::{TOOL_IMAGE, tool_image};
 use crate::tree::{self, Driver};
-use crate::{Outcome, TOOL, eventually};
+use crate::{Outcome, TOOL, eventually, patience};
 use knarr_cri_api::knarr::images_client::ImagesClient;
 use knarr_cri_api::v1::image_service_client::ImageServiceClient;
 use knarr_cri_api::v1::runtime_service_client::RuntimeServiceClient;
@@ -33,12 +34,9 @@ pub struct Config {
     pub toml: String,
     /// CNI configurations: file name and content.
     pub cni: Vec<(&'static str, String)>,
-    /// Whether systemd's bus is to be reached through a socket in the test's directory, which the test serves.
+    /// Whether systemd's bus is to be reached through a socket that the test can cut.
     pub own_bus: bool,
 }
-
-/// The name of that socket.
-pub const OWN_BUS: &str = "bus";
 
 /// One node. Clones are clients of the same daemon.
 #[derive(Clone)]
@@ -53,7 +51,8 @@ pub struct Node {
     pub images: ImageServiceClient<Channel>,
     /// knarr's own service.
     pub knarr: ImagesClient<Channel>,
-    own_bus: bool,
+    /// The way to systemd's bus, if the configuration wants one of its own.
+    pub bus: Option<OwnBus>,
     daemon: Option<Pid>,
 }
 
@@ -112,7 +111,8 @@ impl Node {
         for (name, content) in &config.cni {
             fs::write(cni.join(name), content)?;
         }
-        let daemon = spawn(directory, &root, config.own_bus)?;
+        let bus = if config.own_bus { Some(OwnBus::start(directory)?) } else { None };
+        let daemon = spawn(directory, &root, bus.as_ref())?;
         let channel = Endpoint::from_shared(format!("unix://{}", root.join("knarr.sock").display()))?.connect_lazy();
         let mut node = Self {
             directory: directory.to_path_buf(),
@@ -121,7 +121,7 @@ impl Node {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20),
             images: ImageServiceClient::new(channel.clone()),
             knarr: ImagesClient::new(channel),
-            own_bus: config.own_bus,
+            bus,
             daemon: Some(daemon),
         };
         node.wait_until_serving().await?;
@@ -152,7 +152,7 @@ impl Node {
     /// Starts the daemon anew on the same root.
     pub async fn start_again(&mut self) -> Outcome {
         assert!(self.daemon.is_none(), "the daemon runs");
-        self.daemon = Some(spawn(&self.directory, &self.root, self.own_bus)?);
+        self.daemon = Some(spawn(&self.directory, &self.root, self.bus.as_ref())?);
         self.wait_until_serving().await
     }
 
@@ -294,7 +294,8 @@ impl Node {
 
     /// Runs the tool in a running container.
     pub async fn exec(&mut self, id: &str, words: &[&str]) -> Result<v1::ExecSyncResponse, Status> {
-        self.exec_for(id, words, 20).await
+        let limit = patience(Duration::from_secs(20));
+        self.exec_for(id, words, limit.as_secs() as i64).await
     }
 
     /// The same with a limit in seconds; 0 is none.
@@ -394,12 +395,12 @@ pub fn make_log_directory(pod: &v1::PodSandboxConfig, container: &v1::ContainerC
 
 /// A child whose end is seen by `waitpid` alone: the leak oracle, which reaps orphans, and this file share the
 /// knowledge of which process is the daemon.
-fn spawn(directory: &Path, root: &Path, own_bus: bool) -> Outcome<Pid> {
+fn spawn(directory: &Path, root: &Path, bus: Option<&OwnBus>) -> Outcome<Pid> {
     let (knarr, _) = executables()?;
     let log = fs::OpenOptions::new().create(true).append(true).open(directory.join("daemon.log"))?;
     let mut command = Command::new(knarr);
-    if own_bus {
-        command.env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}", directory.join(OWN_BUS).display()));
+    if let Some(bus) = bus {
+        command.env("DBUS_SYSTEM_BUS_ADDRESS", bus.address());
     }
     let child = command
         .arg("--root")

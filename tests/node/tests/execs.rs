@@ -2,7 +2,7 @@
 
 use knarr_node_tests::node::Node;
 use knarr_node_tests::requests::{container, pod};
-use knarr_node_tests::{Outcome, TOOL, eventually, refused, tests};
+use knarr_node_tests::{Outcome, TOOL, eventually, patience, refused, tests};
 use std::time::{Duration, Instant};
 use tonic::Code;
 
@@ -73,7 +73,7 @@ async fn a_timeout_kills_the_whole_tree(node: &mut Node) -> Outcome {
         node.exec_for(&id, &["ignore-term", ",", "fork", "3", "1000", ",", "sleep", "1000"], 1).await,
         Code::DeadlineExceeded,
     );
-    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    assert!(started.elapsed() < patience(Duration::from_secs(4)), "{:?}", started.elapsed());
     eventually("only the container's own processes are left", Duration::from_secs(5), async || {
         let now = node.exec_output(&id, &["procs"]).await?.lines().count();
         Ok((now == before).then_some(()))
@@ -88,7 +88,7 @@ async fn what_goes_on_in_the_background_holds_nobody_up(node: &mut Node) -> Outc
     // The child holds the ends of both pipes.
     let response = node.exec(&id, &["fork", "1", "1000", ",", "print", "done"]).await?;
     assert_eq!(response.stdout, b"done\n");
-    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    assert!(started.elapsed() < patience(Duration::from_secs(3)), "{:?}", started.elapsed());
     Ok(())
 }
 

@@ -19,6 +19,7 @@ mod security;
 mod streaming;
 mod streaming_hostile;
 mod streaming_load;
+mod systemd;
 mod user_files;
 mod users;
 mod volumes;
@@ -42,6 +43,7 @@ fn main() -> std::process::ExitCode {
         ("streaming", streaming::TESTS),
         ("streaming_hostile", streaming_hostile::TESTS),
         ("streaming_load", streaming_load::TESTS),
+        ("systemd", systemd::TESTS),
         ("user_files", user_files::TESTS),
         ("users", users::TESTS),
         ("volumes", volumes::TESTS),

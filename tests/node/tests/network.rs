@@ -3,7 +3,7 @@
 use knarr_cri_api::v1;
 use knarr_node_tests::node::{Config, Node, Pod};
 use knarr_node_tests::requests::{container, host_network_pod, pod};
-use knarr_node_tests::{Outcome, eventually, tests};
+use knarr_node_tests::{Outcome, eventually, patience, tests};
 use std::io::Read;
 use std::net::{IpAddr, TcpStream};
 use std::time::Duration;
@@ -57,8 +57,8 @@ fn failing_cni() -> Config {
 
 pub fn call(address: &str, port: u16) -> std::io::Result<String> {
     let address: IpAddr = address.parse().map_err(std::io::Error::other)?;
-    let mut stream = TcpStream::connect_timeout(&(address, port).into(), Duration::from_secs(3))?;
-    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+    let mut stream = TcpStream::connect_timeout(&(address, port).into(), patience(Duration::from_secs(3)))?;
+    stream.set_read_timeout(Some(patience(Duration::from_secs(3))))?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     Ok(text)

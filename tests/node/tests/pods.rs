@@ -3,7 +3,7 @@
 use knarr_cri_api::v1;
 use knarr_node_tests::node::{Node, Pod, make_log_directory};
 use knarr_node_tests::requests::{container, pod};
-use knarr_node_tests::{Outcome, tests};
+use knarr_node_tests::{Outcome, patience, tests};
 use std::slice::from_ref;
 use std::time::{Duration, Instant};
 use v1::{ContainerState, PodSandboxState};
@@ -97,13 +97,17 @@ async fn the_grace_period_is_given_and_ends(node: &mut Node) -> Outcome {
 
     let started = Instant::now();
     node.stop_container(&polite, 30).await?;
-    assert!(started.elapsed() < Duration::from_secs(5), "it ends when the container does: {:?}", started.elapsed());
+    assert!(
+        started.elapsed() < patience(Duration::from_secs(5)),
+        "it ends when the container does: {:?}",
+        started.elapsed()
+    );
     assert_eq!(node.status(&polite).await?.reason, "Completed");
 
     let started = Instant::now();
     node.stop_container(&deaf, 1).await?;
     let took = started.elapsed();
-    assert!(took >= Duration::from_millis(900) && took < Duration::from_secs(5), "{took:?}");
+    assert!(took >= Duration::from_millis(900) && took < patience(Duration::from_secs(5)), "{took:?}");
     assert_eq!(node.status(&deaf).await?.exit_code, 137);
     Ok(())
 }
@@ -118,7 +122,7 @@ async fn a_shorter_stop_overtakes_a_longer_one(node: &mut Node) -> Outcome {
     tokio::time::sleep(Duration::from_millis(200)).await;
     let started = Instant::now();
     node.stop_container(&id, 0).await?;
-    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    assert!(started.elapsed() < patience(Duration::from_secs(3)), "{:?}", started.elapsed());
     waiting.await??;
     Ok(())
 }
