@@ -38,8 +38,7 @@ pub struct Config {
     pub own_bus: bool,
 }
 
-/// One node. Clones are clients of the same daemon.
-#[derive(Clone)]
+/// One node.
 pub struct Node {
     /// The test's scratch directory.
     pub directory: PathBuf,
@@ -127,6 +126,19 @@ impl Node {
         node.wait_until_serving().await?;
         node.import(&[(TOOL_IMAGE, &tool_image())]).await?;
         Ok(node)
+    }
+
+    /// Another client of the same daemon, for calls at the same time.
+    pub fn another_client(&self) -> Self {
+        Self {
+            directory: self.directory.clone(),
+            root: self.root.clone(),
+            runtime: self.runtime.clone(),
+            images: self.images.clone(),
+            knarr: self.knarr.clone(),
+            bus: None,
+            daemon: self.daemon,
+        }
     }
 
     /// The daemon's process, if it runs.

@@ -265,7 +265,7 @@ async fn many(node: &mut Node, session: impl AsyncFn(&mut Node, usize) -> Outcom
     for from in (0..MANY).step_by(AT_ONCE) {
         let sessions = (from..(from + AT_ONCE).min(MANY)).map(|number| {
             // Clones share the connection to the daemon.
-            let (mut node, session) = (node.clone(), &session);
+            let (mut node, session) = (node.another_client(), &session);
             async move { session(&mut node, number).await.map_err(|e| format!("session {number}: {e}")) }
         });
         join_all(sessions).await.into_iter().collect::<Result<Vec<()>, String>>()?;
