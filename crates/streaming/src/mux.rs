@@ -50,6 +50,8 @@ pub(crate) struct Mux {
     opens: HashMap<u32, tokio::sync::oneshot::Sender<Arc<Stream>>>,
     idle: Option<Idle>,
     look: Pin<Box<Sleep>>,
+    /// Writing has failed, and what the peer sent before is still to be read.
+    unwritable: Option<Gone>,
     gone: Option<Gone>,
 }
 
@@ -125,6 +127,7 @@ impl Mux {
             opens: HashMap::new(),
             idle,
             look: Box::pin(sleep(LOOK_INTERVAL)),
+            unwritable: None,
             gone: None,
         }
     }
@@ -213,13 +216,13 @@ impl Mux {
     fn drive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(u32, Headers, bool), Gone>> {
         loop {
             self.open_streams();
-            self.write(cx)?;
+            self.write(cx);
             while !self.is_paused() {
                 match self.protocol.read(&mut self.input, &mut self.out).map_err(Gone::Violation)? {
                     None => break,
                     Some(protocol::Event::Away) => {
                         // A WebSocket's close is answered.
-                        self.write(cx)?;
+                        self.write(cx);
                         return Poll::Ready(Err(Gone::Closed));
                     }
                     Some(protocol::Event::Opened { stream, headers, fin }) => {
@@ -229,7 +232,7 @@ impl Mux {
                 }
             }
             // Answers go out before more is read.
-            self.write(cx)?;
+            self.write(cx);
             if self.is_paused() {
                 if self.poll_look(cx).is_ready() {
                     return Poll::Ready(Err(Gone::Closed));
@@ -241,10 +244,13 @@ impl Mux {
                 self.input.reserve(READ_BYTES);
             }
             match poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(Gone::Closed)),
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(self.unwritable.take().unwrap_or(Gone::Closed))),
                 Poll::Ready(Ok(_)) => self.moved(),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Gone::Broken(error.to_string()))),
-                Poll::Pending => break,
+                Poll::Pending => match self.unwritable.take() {
+                    Some(gone) => return Poll::Ready(Err(gone)),
+                    None => break,
+                },
             }
         }
         if let Some(idle) = &mut self.idle
@@ -328,7 +334,20 @@ impl Mux {
     }
 
     /// Writes what there is, as far as the connection takes it. Streams take turns, a piece each.
-    fn write(&mut self, cx: &mut Context<'_>) -> Result<(), Gone> {
+    ///
+    /// A failure is not the end yet: a server that closes while we still send (its command reads no more) makes the
+    /// kernel reset the connection, but how the command ended was sent before and can be read.
+    fn write(&mut self, cx: &mut Context<'_>) {
+        if self.unwritable.is_none()
+            && let Err(gone) = self.write_some(cx)
+        {
+            self.out = Outgoing::default();
+            self.unflushed = false;
+            self.unwritable = Some(gone);
+        }
+    }
+
+    fn write_some(&mut self, cx: &mut Context<'_>) -> Result<(), Gone> {
         loop {
             while bytes::Buf::remaining(&self.out) < WRITE_BYTES {
                 let Some(stream) = self.shared.next_ready() else { break };

@@ -5,6 +5,7 @@ mod hostile;
 mod http;
 mod port_forward;
 mod raw;
+mod reset;
 mod support;
 mod tls;
 mod versions;
