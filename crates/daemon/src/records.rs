@@ -4,6 +4,7 @@
 //! <state>/records/<pod id>/
 //!     pod.cri              the PodSandboxConfig as it came, behind a checksum; written once
 //!     <container id>.cri   the ContainerConfig as it came; written once
+//!     <container id>.dev   the devices that it asked for as they were found, if it asked; written once
 //!     state                phases, addresses, what was resolved: JSON behind a checksum; rewritten by rename
 //! ```
 //!
@@ -16,6 +17,7 @@
 
 mod format;
 
+use crate::oci::devices::Taken;
 use crate::rpc::convert;
 use knarr_cri_api::v1;
 use knarr_model::pod::SavedPod;
@@ -77,9 +79,27 @@ impl Records {
         write_checked(&self.pod_dir(pod), &format!("{container}.cri"), &config.encode_to_vec())
     }
 
-    /// Forgets a container's request; it is no error if there is none.
+    /// Keeps what was found of the devices that a container asked for.
+    pub fn save_devices(&self, pod: &PodId, container: &ContainerId, taken: &Taken) -> io::Result<()> {
+        let json = serde_json::to_vec(taken).map_err(io::Error::other)?;
+        write_checked(&self.pod_dir(pod), &format!("{container}.dev"), &json)
+    }
+
+    /// What [`save_devices`](Self::save_devices) kept, if it did.
+    pub fn load_devices(&self, pod: &PodId, container: &ContainerId) -> Result<Option<Taken>, Error> {
+        let (dir, name) = (self.pod_dir(pod), format!("{container}.dev"));
+        if !dir.join(&name).exists() {
+            return Ok(None);
+        }
+        let taken = serde_json::from_slice(&read_checked(&dir, &name)?);
+        taken.map(Some).map_err(|e| Error::internal(format!("record {}: {e}", dir.join(&name).display())))
+    }
+
+    /// Forgets a container's request and devices; it is no error if there are none.
     pub fn drop_container_config(&self, pod: &PodId, container: &ContainerId) {
-        let _ = fs::remove_file(self.pod_dir(pod).join(format!("{container}.cri")));
+        for ending in ["cri", "dev"] {
+            let _ = fs::remove_file(self.pod_dir(pod).join(format!("{container}.{ending}")));
+        }
     }
 
     /// Keeps where a pod and its containers are in their lives.
@@ -188,6 +208,7 @@ mod tests {
     use super::*;
     use knarr_model::input::PodNetwork;
     use knarr_model::pod::SavedPhase;
+    use knarr_model::spec::Device;
 
     fn config() -> PodConfig {
         let metadata =
@@ -216,6 +237,24 @@ mod tests {
         records.drop_pod(&id).unwrap();
         records.drop_pod(&id).unwrap();
         assert!(records.load().unwrap().is_empty());
+    }
+
+    #[test]
+    fn devices_are_kept_as_they_were_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let (pod, container) = (PodId::from_bytes(&[1; 32]), ContainerId::from_bytes(&[2; 32]));
+        records.save_pod_config(&pod, &config()).unwrap();
+        assert_eq!(records.load_devices(&pod, &container).unwrap(), None);
+        let asked = Device { container_path: "/dev/x".into(), host_path: "/dev/null".into(), permissions: "r".into() };
+        let nodes = crate::oci::devices::requested(&[asked], Default::default()).unwrap();
+        let taken = Taken { nodes, ..Taken::default() };
+        records.save_devices(&pod, &container, &taken).unwrap();
+        assert_eq!(records.load_devices(&pod, &container).unwrap(), Some(taken));
+        fs::write(records.pod_dir(&pod).join(format!("{container}.dev")), "{}").unwrap();
+        records.load_devices(&pod, &container).unwrap_err();
+        records.drop_container_config(&pod, &container);
+        assert_eq!(records.load_devices(&pod, &container).unwrap(), None);
     }
 
     #[test]

@@ -30,7 +30,7 @@ const IMPORT_CHUNK_BYTES: usize = 1 << 20;
 /// What a test says about its node's configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
-    /// TOML that is put into a drop-in file.
+    /// TOML that is put into a drop-in file; `{directory}` in it is the test's scratch directory.
     pub toml: String,
     /// CNI configurations: file name and content.
     pub cni: Vec<(&'static str, String)>,
@@ -106,7 +106,8 @@ impl Node {
             cni
         );
         fs::write(root.join("config.toml"), base)?;
-        fs::write(root.join("config.d/test.toml"), &config.toml)?;
+        let directory_name = directory.display().to_string();
+        fs::write(root.join("config.d/test.toml"), config.toml.replace("{directory}", &directory_name))?;
         for (name, content) in &config.cni {
             fs::write(cni.join(name), content)?;
         }

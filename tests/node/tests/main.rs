@@ -4,6 +4,7 @@
 
 mod attach;
 mod cli;
+mod devices;
 mod execs;
 mod failures;
 mod images;
@@ -28,6 +29,7 @@ fn main() -> std::process::ExitCode {
     knarr_node_tests::runner::main(&[
         ("attach", attach::TESTS),
         ("cli", cli::TESTS),
+        ("devices", devices::TESTS),
         ("execs", execs::TESTS),
         ("failures", failures::TESTS),
         ("images", images::TESTS),

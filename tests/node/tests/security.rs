@@ -23,7 +23,6 @@ tests![
     privileged_needs_a_privileged_pod,
     a_read_only_root_cannot_be_written,
     devices_are_the_harmless_ones,
-    a_device_that_was_asked_for_is_there,
     cgroups_cannot_be_written,
     no_descriptor_but_three_reaches_a_container,
     no_abstract_socket_is_in_reach,
@@ -384,31 +383,6 @@ async fn devices_are_the_harmless_ones(node: &mut Node) -> Outcome {
     // Making a node is allowed by default; using one that was not given is what the cgroup forbids.
     let output = node.exec_output(&id, &["try", "mknod", "/disk", "1", "11", ",", "try", "read", "/disk"]).await?;
     assert!(output.lines().last() == Some("EPERM") || output == "EPERM\nENOENT\n", "{output}");
-    Ok(())
-}
-
-async fn a_device_that_was_asked_for_is_there(node: &mut Node) -> Outcome {
-    let pod = node.run_pod(pod("device")).await?;
-    let mut config =
-        container("main", &["stat", "/dev/mine", ",", "try", "read", "/dev/mine", ",", "try", "write", "/dev/mine"]);
-    config.devices = vec![knarr_cri_api::v1::Device {
-        container_path: "/dev/mine".into(),
-        host_path: "/dev/zero".into(),
-        permissions: "rw".into(),
-    }];
-    let output = node.output_of(&pod, config).await?;
-    assert!(output.starts_with("char ") && output.ends_with("1:5\nok\nok\n"), "{output}");
-    let mut config = container("absent", &["pause"]);
-    config.devices = vec![knarr_cri_api::v1::Device {
-        container_path: "/dev/x".into(),
-        host_path: "/dev/no-such-device".into(),
-        permissions: "rwm".into(),
-    }];
-    let outcome = match node.create(&pod, config).await {
-        Ok(id) => node.start_container(&id).await,
-        Err(status) => Err(status),
-    };
-    outcome.expect_err("there is no such device");
     Ok(())
 }
 

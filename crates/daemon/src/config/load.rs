@@ -349,7 +349,9 @@ fn check_paths(config: &Config, complaints: &mut Complaints) {
     ];
     let bin_dirs = config.network.cni.bin_dirs.iter().map(|path| ("network.cni.bin_dirs", path));
     let registries = config.image.registry.config_path.iter().map(|path| ("image.registry.config_path", path));
-    let required = bin_dirs.chain(registries).chain([("network.cni.conf_dir", &config.network.cni.conf_dir)]);
+    let cdi = config.devices.cdi_spec_dirs.iter().map(|path| ("devices.cdi_spec_dirs", path));
+    let required =
+        bin_dirs.chain(registries).chain(cdi).chain([("network.cni.conf_dir", &config.network.cni.conf_dir)]);
     let optional = optional.into_iter().filter(|(_, path)| !path.as_os_str().is_empty());
     for (key, path) in optional.chain(required) {
         complaints.refuse_if(!path.is_absolute(), key, || format!("{:?} is not an absolute path", path.display()));

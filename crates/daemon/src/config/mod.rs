@@ -46,6 +46,7 @@ section! {
         image: Image,
         streaming: Streaming,
         security: Security,
+        devices: Devices,
         limits: Limits,
         stats: Stats,
     }
@@ -208,6 +209,23 @@ section! {
         seccomp_profile: PathBuf = PathBuf::new(),
         /// Capabilities of a container that is not privileged, before its own `add` and `drop`.
         default_capabilities: Vec<String> = DEFAULT_CAPABILITIES.map(str::to_owned).to_vec(),
+    }
+}
+
+section! {
+    /// Devices of containers. The keys that containerd has are called as there.
+    pub struct Devices {
+        /// Where specifications of the Container Device Interface (CDI) lie, `*.json` and `*.yaml`; of two directories that
+        /// describe one device the later counts. Read afresh for each container that asks for such a device. Empty: there
+        /// are none.
+        cdi_spec_dirs: Vec<PathBuf> = vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+        /// Whether device nodes belong to runAsUser and runAsGroup of the container, where those are not 0, and not to
+        /// whom they belong on the host.
+        device_ownership_from_security_context: bool = false,
+        /// Whether a privileged container has no device of the host but those that it asks for.
+        privileged_without_host_devices: bool = false,
+        /// Whether such a container may still open every device for which it makes a node itself.
+        privileged_without_host_devices_all_devices_allowed: bool = false,
     }
 }
 

@@ -51,8 +51,26 @@ impl Parts {
 }
 
 impl PodEffects {
-    /// Finds the image, looks the user up and makes the places that the container needs.
-    pub(super) async fn create_container(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<Resolved, Error> {
+    /// Finds the image, looks the user up, builds the specification and makes the places that the container needs.
+    /// Undoes itself when it fails.
+    pub(super) async fn create_container(
+        &self,
+        id: &ContainerId,
+        spec: &Arc<ContainerSpec>,
+    ) -> Result<Resolved, Error> {
+        let created = self.try_create(id, spec).await;
+        if created.is_err() {
+            let live = self.live().containers.remove(id);
+            let upper = self.world.paths.uppers.join(id.as_str());
+            if let Err(left) = blocking(move || remove_dir(&upper)).await.and_then(|removed| removed) {
+                tracing::warn!(container = id.as_str(), error = %left, "cannot remove what was made for it");
+            }
+            drop(live);
+        }
+        created
+    }
+
+    async fn try_create(&self, id: &ContainerId, spec: &Arc<ContainerSpec>) -> Result<Resolved, Error> {
         let image = self.world.image(&spec.image)?;
         let lease = self.world.images.store().hold(&image.id).ok_or_else(|| Error::not_found("image", &image.id))?;
         let user = self.world.user_of(&image, spec).await?;
@@ -60,13 +78,17 @@ impl PodEffects {
             Some(ids) => Some(root_on_host(ids, &user)?),
             None => None,
         };
+        self.live().containers.insert(id.clone(), LiveContainer { lease: Some(lease), ..Default::default() });
+        let stop_signal = oci::signal::stop_signal(spec.stop_signal, &image.config.stop_signal);
+        let resolved =
+            Resolved { image_id: image.id.clone(), uid: user.uid, gid: user.gid, groups: user.groups, stop_signal };
+        let resources = spec.resources.clone();
+        self.built(&Parts { id: id.clone(), spec: spec.clone(), resolved: resolved.clone(), resources }).await?;
         let log = Some(oci::pod::log_path(&self.spec, spec)).filter(|path| !path.is_empty()).map(PathBuf::from);
         let (upper, volumes) = (self.world.paths.uppers.join(id.as_str()), host_paths(spec));
         let owner = id.clone();
         blocking(move || make_places(&owner, &upper, root, log.as_deref(), &volumes)).await??;
-        self.live().containers.insert(id.clone(), LiveContainer { lease: Some(lease), ..Default::default() });
-        let stop_signal = oci::signal::stop_signal(spec.stop_signal, &image.config.stop_signal);
-        Ok(Resolved { image_id: image.id.clone(), uid: user.uid, gid: user.gid, groups: user.groups, stop_signal })
+        Ok(resolved)
     }
 
     pub(super) async fn start_container(self: &Arc<Self>, parts: Parts) -> Result<Started, StartError> {

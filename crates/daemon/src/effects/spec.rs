@@ -1,11 +1,13 @@
-//! The OCI specification of a container: built once from records and image, kept as a value for exec.
+//! The OCI specification of a container: built when it is created, so that what is wrong is said then, and kept as a
+//! value for its start and for execs.
 
 use super::container::Parts;
 use super::{PodEffects, blocking, failed};
 use crate::cgroup::DeviceAccess;
-use crate::oci::{self, ImageConfig, Inputs, PodDir, devices, seccomp};
-use knarr_model::Error;
+use crate::oci::devices::{Owner, Taken};
+use crate::oci::{self, ImageConfig, Inputs, PodDir, cdi, devices, seccomp};
 use knarr_model::spec::{ContainerSpec, Profile};
+use knarr_model::{ContainerId, Error, PodId};
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, Spec};
 use std::sync::Arc;
 
@@ -56,7 +58,8 @@ impl PodEffects {
         let user = self.world.user_of(&image, &parts.spec).await?;
         let (world, pod, pod_id, container) =
             (self.world.clone(), self.spec.clone(), self.id.clone(), parts.spec.clone());
-        let (pod_dir, cgroups_path) = (self.pod_dir(), self.container_cgroup(&parts.id)?.oci_path(&parts.id));
+        let (id, pod_dir) = (parts.id.clone(), self.pod_dir());
+        let cgroups_path = self.container_cgroup(&parts.id)?.oci_path(&parts.id);
         let built = blocking(move || {
             let config = &image.config;
             let image = ImageConfig {
@@ -68,8 +71,10 @@ impl PodEffects {
                 stop_signal: config.stop_signal.clone(),
             };
             let profile = world.seccomp_profile(&container)?;
-            let devices = requested_devices(&container)?;
-            let spec = oci::build(&Inputs {
+            let taken = world.devices_of(&pod_id, &id, &container)?;
+            let (mut devices, all_devices) = world.host_devices(&container)?;
+            devices.extend(taken.nodes);
+            let mut spec = oci::build(&Inputs {
                 pod_id: &pod_id,
                 pod: &pod,
                 container: &container,
@@ -79,8 +84,11 @@ impl PodEffects {
                 cgroups_path: &cgroups_path,
                 seccomp: profile.as_deref(),
                 devices: &devices,
+                all_devices,
                 host: &world.facts,
             })?;
+            taken.cdi.apply(&mut spec)?;
+            oci::check_plannable(&spec)?;
             let filter = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
             let seccomp = match filter {
                 Some(filter) => world.seccomp_compiler.compile(filter)?,
@@ -106,13 +114,40 @@ impl super::World {
         }
         seccomp::choose(security)
     }
-}
 
-fn requested_devices(container: &ContainerSpec) -> Result<Vec<devices::DeviceNode>, Error> {
-    let mut nodes =
-        if container.security.privileged { devices::all().map_err(failed("list /dev"))? } else { Vec::new() };
-    nodes.extend(devices::requested(&container.devices)?);
-    Ok(nodes)
+    /// The devices that a container asked for. The first time they are looked for on the host, and what is found is
+    /// kept: an exec after a restart of the daemon must not fail because a driver has been removed since.
+    fn devices_of(&self, pod: &PodId, id: &ContainerId, container: &ContainerSpec) -> Result<Taken, Error> {
+        if container.devices.is_empty() && container.cdi_devices.is_empty() {
+            return Ok(Taken::default());
+        }
+        match self.records.load_devices(pod, id) {
+            Ok(Some(kept)) => return Ok(kept),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(container = id.as_str(), %error, "its devices are looked for again"),
+        }
+        let config = &self.config.devices;
+        let owner = match config.device_ownership_from_security_context {
+            true => Owner::of_request(&container.security),
+            false => Owner::default(),
+        };
+        let taken = Taken {
+            nodes: devices::requested(&container.devices, owner)?,
+            cdi: cdi::resolve(&config.cdi_spec_dirs, &container.cdi_devices)?,
+        };
+        self.records.save_devices(pod, id, &taken).map_err(failed("write the record of the container's devices"))?;
+        Ok(taken)
+    }
+
+    /// What a privileged container gets of the host's devices, and whether it may open any.
+    fn host_devices(&self, container: &ContainerSpec) -> Result<(Vec<devices::DeviceNode>, bool), Error> {
+        let config = &self.config.devices;
+        match (container.security.privileged, config.privileged_without_host_devices) {
+            (false, _) => Ok((Vec::new(), false)),
+            (true, true) => Ok((Vec::new(), config.privileged_without_host_devices_all_devices_allowed)),
+            (true, false) => Ok((devices::all().map_err(failed("list /dev"))?, true)),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -131,7 +131,7 @@ fn namespace(kind: LinuxNamespaceType, path: Option<String>) -> Result<LinuxName
 fn resources(inputs: &Inputs<'_>) -> Result<LinuxResources, Error> {
     let wanted = &inputs.container.resources;
     let mut builder = LinuxResourcesBuilder::default()
-        .devices(devices::rules(inputs.devices, inputs.container.security.privileged)?)
+        .devices(devices::rules(inputs.devices, inputs.all_devices)?)
         .hugepage_limits(hugepages(wanted)?)
         .unified(wanted.unified.iter().map(|(file, value)| (file.clone(), value.clone())).collect::<HashMap<_, _>>());
     let mut memory = LinuxMemoryBuilder::default();

@@ -3,12 +3,14 @@
 //! [`requested`] and [`all`] look at the host's /dev; the rest are values.
 
 use super::build::bug;
+use super::cdi;
 use knarr_model::Error;
-use knarr_model::spec::Device;
+use knarr_model::spec::{Device, RunAs, Security};
 use oci_spec::runtime::{
     LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType,
 };
 use rustix::fs::{FileType, major, minor, stat};
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,8 +23,33 @@ const DIRECTORIES_MAX: usize = 4096;
 const NOT_DEVICES: [&str; 8] =
     ["/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/hugepages", "/dev/.udev", "/dev/.lxc", "/dev/console"];
 
+/// What a container that asks for devices takes from the host, as it was found when the container was created.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Taken {
+    /// From [`requested`].
+    pub nodes: Vec<DeviceNode>,
+    /// From [`cdi::resolve`].
+    pub cdi: cdi::Edits,
+}
+
+/// Whom device nodes belong to in a container, where that is not whom they belong to on the host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Owner {
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+}
+
+impl Owner {
+    /// Whom the request says that the container runs as. Root owns nothing that it did not own on the host.
+    pub fn of_request(security: &Security) -> Self {
+        let uid = if let RunAs::Uid(uid) = security.run_as { Some(uid) } else { None };
+        Self { uid: uid.filter(|uid| *uid != 0), gid: security.run_as_group.filter(|gid| *gid != 0) }
+    }
+}
+
 /// A device node as it will be in a container.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub struct DeviceNode {
     /// absolute path in the container
     pub path: String,
@@ -75,7 +102,7 @@ const RULES: [(LinuxDeviceType, Option<i64>, Option<i64>, &str); 5] = [
 ];
 
 /// The nodes of the devices that were asked for. A directory stands for every device below it. Links are followed.
-pub fn requested(devices: &[Device]) -> Result<Vec<DeviceNode>, Error> {
+pub fn requested(devices: &[Device], owner: Owner) -> Result<Vec<DeviceNode>, Error> {
     let mut nodes = Vec::new();
     for device in devices {
         let failed =
@@ -94,6 +121,10 @@ pub fn requested(devices: &[Device]) -> Result<Vec<DeviceNode>, Error> {
         if nodes.len() > NODES_MAX {
             return Err(failed(&format!("more than {NODES_MAX} devices")));
         }
+    }
+    for node in &mut nodes {
+        node.uid = owner.uid.unwrap_or(node.uid);
+        node.gid = owner.gid.unwrap_or(node.gid);
     }
     Ok(nodes)
 }
@@ -171,8 +202,8 @@ pub(super) fn nodes(nodes: &[DeviceNode]) -> Result<Vec<LinuxDevice>, Error> {
 }
 
 /// First nothing is allowed, then what follows is: an empty list must mean that nothing is.
-pub(super) fn rules(nodes: &[DeviceNode], privileged: bool) -> Result<Vec<LinuxDeviceCgroup>, Error> {
-    if privileged {
+pub(super) fn rules(nodes: &[DeviceNode], all: bool) -> Result<Vec<LinuxDeviceCgroup>, Error> {
+    if all {
         return Ok(vec![rule(true, LinuxDeviceType::A, None, None, "rwm")?]);
     }
     let mut rules = vec![rule(false, LinuxDeviceType::A, None, None, "rwm")?];
@@ -217,7 +248,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let link = dir.path().join("link");
         std::os::unix::fs::symlink("/dev/null", &link).unwrap();
-        let nodes = requested(&[device(link.to_str().unwrap(), "/dev/mine")]).unwrap();
+        let nodes = requested(&[device(link.to_str().unwrap(), "/dev/mine")], Owner::default()).unwrap();
         assert_eq!(nodes.len(), 1);
         let node = &nodes[0];
         assert_eq!((node.path.as_str(), node.character, node.major, node.minor), ("/dev/mine", true, 1, 3));
@@ -226,9 +257,28 @@ mod tests {
         let file = dir.path().join("file");
         std::fs::write(&file, b"").unwrap();
         for path in [file.to_str().unwrap(), "/nowhere"] {
-            let error = requested(&[device(path, "/dev/x")]).unwrap_err();
+            let error = requested(&[device(path, "/dev/x")], Owner::default()).unwrap_err();
             assert!(error.message.contains(path), "{error}");
         }
+    }
+
+    #[test]
+    fn nodes_belong_to_the_containers_user_where_that_is_wanted() {
+        let mut security = Security { run_as: RunAs::Uid(1000), run_as_group: Some(0), ..Security::default() };
+        let owner = Owner::of_request(&security);
+        assert_eq!(owner, Owner { uid: Some(1000), gid: None });
+        let nodes = requested(&[device("/dev/null", "/dev/mine")], owner).unwrap();
+        let host = stat("/dev/null").unwrap();
+        assert_eq!((nodes[0].uid, nodes[0].gid), (1000, host.st_gid));
+        (security.run_as, security.run_as_group) = (RunAs::Name("app".into()), Some(5));
+        assert_eq!(Owner::of_request(&security), Owner { uid: None, gid: Some(5) });
+    }
+
+    #[test]
+    fn a_directory_stands_for_every_device_below_it() {
+        let nodes = requested(&[device("/dev", "/dev/host/")], Owner::default()).unwrap();
+        let null = nodes.iter().find(|node| node.path == "/dev/host/null").unwrap();
+        assert_eq!((null.major, null.minor, null.permissions.as_str()), (1, 3, "rw"));
     }
 
     #[test]

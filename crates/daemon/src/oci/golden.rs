@@ -11,7 +11,7 @@ use knarr_model::spec::{
     Device, Mount, MountSource, PidNamespace, PodNamespaces, Profile, Propagation, Security, SelinuxOptions,
 };
 use knarr_model::{Error, ErrorKind, IdMap, UserNamespace};
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{HookBuilder, HooksBuilder, LinuxNamespace, LinuxNamespaceType, Spec};
 use std::fmt::Write as _;
 
 /// Everything that [`Inputs`] borrows.
@@ -178,6 +178,7 @@ fn built(case: &Case) -> Result<Spec, Error> {
         cgroups_path: "/kubepods/pod6f1e/cd",
         seccomp: seccomp.as_deref(),
         devices: &case.devices,
+        all_devices: case.container.security.privileged,
         host: &case.host,
     })
 }
@@ -188,10 +189,10 @@ fn filter(spec: &Spec) -> &'static [u8] {
 }
 
 fn planned(case: &Case) -> Result<ContainerPlan, Error> {
-    planned_from(case, &built(case)?)
+    plan_of(case, &built(case)?)
 }
 
-fn planned_from(case: &Case, spec: &Spec) -> Result<ContainerPlan, Error> {
+fn plan_of(case: &Case, spec: &Spec) -> Result<ContainerPlan, Error> {
     let v1 = [(b"memory".to_vec(), b"/sys/fs/cgroup/memory/kubepods/pod6f1e/cd".to_vec())];
     let inputs = PlanInputs {
         id: &ContainerId::from_bytes(&[0xcd; 32]),
@@ -450,7 +451,7 @@ fn a_target_is_another_containers_pid_namespace() {
 fn devices_that_were_asked_for_come_after_the_default_ones() {
     let mut case = kubelet();
     let null = Device { container_path: "/dev/mine".into(), host_path: "/dev/null".into(), permissions: "r".into() };
-    case.devices = devices::requested(&[null]).unwrap();
+    case.devices = devices::requested(&[null], devices::Owner::default()).unwrap();
     let plan = planned(&case).unwrap();
     let mine = plan.devices.last().unwrap();
     assert_eq!((text(&mine.path).as_str(), mine.kind, mine.major, mine.minor), ("/dev/mine", b'c', 1, 3));
@@ -458,6 +459,30 @@ fn devices_that_were_asked_for_come_after_the_default_ones() {
     let rules = spec.linux().as_ref().unwrap().resources().as_ref().unwrap().devices().clone().unwrap();
     assert_eq!(rules.last().unwrap().access().as_deref(), Some("r"));
     assert!(!rules[0].allow());
+}
+
+#[test]
+fn devices_of_the_device_interface_are_in_the_plan() {
+    let edits = "{env: [GPU=one], additionalGids: [44], deviceNodes: [{path: /dev/gpu0, hostPath: /dev/zero}], \
+                 mounts: [{hostPath: /usr/lib/gpu, containerPath: /data/gpu, options: [ro, nosuid, rbind]}]}";
+    let directory = tempfile::tempdir().unwrap();
+    let file = format!("{{cdiVersion: 0.7.0, kind: v/gpu, devices: [{{name: one, containerEdits: {edits}}}]}}");
+    std::fs::write(directory.path().join("gpu.yaml"), file).unwrap();
+    let edits = cdi::resolve(&[directory.path().to_owned()], &strings(&["v/gpu=one"])).unwrap();
+    let case = kubelet();
+    let mut spec = built(&case).unwrap();
+    edits.apply(&mut spec).unwrap();
+    check_plannable(&spec).unwrap();
+    let plan = plan_of(&case, &spec).unwrap();
+    let node = plan.devices.last().unwrap();
+    assert_eq!((text(&node.path).as_str(), node.major, node.minor, node.uid), ("/dev/gpu0", 1, 5, 101));
+    assert!(plan.process.env.contains(&b"GPU=one".to_vec()) && plan.process.groups.contains(&44));
+    let places = targets(&plan);
+    let place = |wanted: &str| places.iter().position(|target| target == wanted).unwrap();
+    assert!(place("/data") < place("/data/gpu"), "{places:?}");
+    let mount = &plan.mounts[place("/data/gpu")];
+    assert_eq!(flags(mount.flags), "ro,nosuid");
+    assert!(matches!(&mount.kind, MountKind::Bind { source, .. } if text(source) == "/usr/lib/gpu"));
 }
 
 #[test]
@@ -513,19 +538,11 @@ fn a_kernel_without_filters_is_no_excuse_for_a_named_profile() {
 fn what_a_plan_cannot_say_is_refused() {
     let case = kubelet();
     let mut spec = built(&case).unwrap();
-    spec.set_hooks(Some(Default::default()));
-    let inputs = PlanInputs {
-        id: &ContainerId::from_bytes(&[0xcd; 32]),
-        pod_dir: &case.pod_dir,
-        rootfs: FdIndex(0),
-        cgroup: CgroupPlan::default(),
-        cgroup_v1: &[],
-        seccomp: filter(&spec),
-        stdio: stdio(&case.pod, &case.container),
-    };
-    let error = plan(&spec, inputs).unwrap_err();
+    let hook = HookBuilder::default().path("/usr/bin/prepare").build().unwrap();
+    spec.set_hooks(Some(HooksBuilder::default().poststart([hook]).build().unwrap()));
+    let error = plan_of(&case, &spec).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unimplemented);
-    assert!(error.message.contains("hooks"), "{error}");
+    assert!(error.message.contains("the poststart hook /usr/bin/prepare"), "{error}");
 }
 
 #[test]
@@ -534,7 +551,7 @@ fn only_the_pods_user_namespace_can_be_had() {
         let case = user_namespace();
         let mut spec = built(&case).unwrap();
         change(&mut spec);
-        let error = planned_from(&case, &spec).unwrap_err();
+        let error = plan_of(&case, &spec).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Unimplemented, "{error}");
         error.message
     };

@@ -10,6 +10,7 @@
 pub mod beneath;
 mod build;
 pub mod capability;
+pub mod cdi;
 pub mod devices;
 #[cfg(test)]
 mod golden;
@@ -25,7 +26,7 @@ pub mod users;
 
 pub use build::build;
 pub use devices::DeviceNode;
-pub use plan::{ExecRequest, PlanInputs, exec_plan, plan, stdio};
+pub use plan::{ExecRequest, PlanInputs, check_plannable, exec_plan, plan, stdio};
 pub use seccomp::KernelVersion;
 
 use knarr_model::spec::{ContainerSpec, PodSpec};
@@ -92,6 +93,8 @@ pub struct Inputs<'a> {
     pub seccomp: Option<&'a seccomp::Profile>,
     /// From [`devices::requested`], after [`devices::all`] when it is privileged.
     pub devices: &'a [DeviceNode],
+    /// Every device may be opened, and the rules name none.
+    pub all_devices: bool,
     /// What there is to be had.
     pub host: &'a HostFacts,
 }

@@ -13,7 +13,7 @@ use knarr_model::plan::{
 use knarr_model::spec::{ContainerSpec, PodSpec};
 use knarr_model::{ContainerId, Error, ErrorKind};
 use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Mount, PosixRlimitType, Process, Spec,
+    Hook, Hooks, Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Mount, PosixRlimitType, Process, Spec,
 };
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use std::collections::HashMap;
@@ -61,7 +61,7 @@ pub fn stdio(pod: &PodSpec, container: &ContainerSpec) -> StdioPlan {
 
 /// Compiles the specification of a container.
 pub fn plan(spec: &Spec, inputs: PlanInputs<'_>) -> Result<ContainerPlan, Error> {
-    refuse_what_no_plan_can_say(spec)?;
+    check_plannable(spec)?;
     let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
     let process = spec.process().as_ref().ok_or_else(|| missing("process"))?;
     let mounts = spec.mounts().as_deref().unwrap_or_default();
@@ -110,11 +110,15 @@ fn missing(part: &str) -> Error {
     Error::internal(format!("the OCI specification has no {part}"))
 }
 
-fn refuse_what_no_plan_can_say(spec: &Spec) -> Result<(), Error> {
+/// Refuses what a specification can say and no plan can.
+pub fn check_plannable(spec: &Spec) -> Result<(), Error> {
     let process = spec.process().as_ref();
     let linux = spec.linux().as_ref();
+    if let Some((kind, path)) = spec.hooks().as_ref().and_then(first_hook) {
+        let why = format!("the {kind} hook {path} is not supported by the native runtime");
+        return Err(Error::new(ErrorKind::Unimplemented, why));
+    }
     let said = [
-        ("hooks", spec.hooks().is_some()),
         ("process.ioPriority", process.is_some_and(|process| process.io_priority().is_some())),
         ("process.scheduler", process.is_some_and(|process| process.scheduler().is_some())),
         ("process.execCPUAffinity", process.is_some_and(|process| process.exec_cpu_affinity().is_some())),
@@ -131,6 +135,21 @@ fn refuse_what_no_plan_can_say(spec: &Spec) -> Result<(), Error> {
         }
         None => Ok(()),
     }
+}
+
+/// When the first of the hooks runs, and what.
+fn first_hook(hooks: &Hooks) -> Option<(&'static str, String)> {
+    #[allow(deprecated)]
+    let all = [
+        ("prestart", hooks.prestart()),
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+        ("poststart", hooks.poststart()),
+        ("poststop", hooks.poststop()),
+    ];
+    let first = |(kind, list): (_, &Option<Vec<_>>)| Some((kind, lossy(list.iter().flatten().next().map(Hook::path)?)));
+    all.into_iter().find_map(first)
 }
 
 fn namespace(linux: &Linux, kind: LinuxNamespaceType, pod_dir: &PodDir) -> Result<Namespace, Error> {

@@ -146,10 +146,6 @@ impl Runtime {
         let config = required("config", request.config)?;
         let pod = self.node.pod(&request.pod_sandbox_id)?;
         let spec = convert::container_spec(config.clone(), &pod.view().spec)?;
-        if !spec.cdi_devices.is_empty() {
-            let message = "config.CDI_devices: devices are not injected in this version";
-            return Err(Error::new(ErrorKind::Unimplemented, message));
-        }
         let limit = self.limits().request_deadline.0;
         let id = within(limit, self.node.create_container(pod, config, spec)).await?;
         Ok(v1::CreateContainerResponse { container_id: id.to_string() })

@@ -4,9 +4,11 @@ use super::security::{id_map, security};
 use super::signal::signal_from_cri;
 use super::text::{absolute_path, at_most, map, name, no_dot_dot, no_nul, one_line, path};
 use super::{ARG_BYTES_MAX, ARGS_BYTES_MAX, ARGS_MAX, DEVICES_MAX, MOUNTS_MAX, PATH_BYTES_MAX, resources};
+use crate::oci::cdi;
 use knarr_cri_api::v1;
 use knarr_model::spec::{ContainerSpec, Device, Mount, MountSource, PodSpec, Propagation};
 use knarr_model::{Error, ErrorKind, IdMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes of an image's name or id.
 const IMAGE_BYTES_MAX: usize = 1024;
@@ -29,6 +31,7 @@ pub fn container_spec(config: v1::ContainerConfig, sandbox: &PodSpec) -> Result<
     }
     check_log_path(&config.log_path)?;
     let stop_signal = stop_signal(config.stop_signal)?;
+    let annotations = map("config.annotations", config.annotations)?;
 
     let linux = config.linux.unwrap_or_default();
     Ok(ContainerSpec {
@@ -42,9 +45,9 @@ pub fn container_spec(config: v1::ContainerConfig, sandbox: &PodSpec) -> Result<
         envs: envs(config.envs)?,
         mounts: mounts(config.mounts, sandbox)?,
         devices: devices(config.devices)?,
-        cdi_devices: cdi_devices(config.cdi_devices)?,
+        cdi_devices: cdi_devices(config.cdi_devices, &annotations)?,
         labels: map("config.labels", config.labels)?,
-        annotations: map("config.annotations", config.annotations)?,
+        annotations,
         log_path: config.log_path,
         stdin: config.stdin,
         stdin_once: config.stdin_once,
@@ -220,24 +223,21 @@ fn device(at: usize, device: v1::Device) -> Result<Device, Error> {
     Ok(Device { container_path: device.container_path, host_path: device.host_path, permissions })
 }
 
-/// Fully qualified names: `vendor/class=device`.
-fn cdi_devices(devices: Vec<v1::CdiDevice>) -> Result<Vec<String>, Error> {
-    at_most("config.CDI_devices", devices.len(), DEVICES_MAX, "devices")?;
-    let word = |text: &str, more: &[char]| {
-        text.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.') || more.contains(&c))
-    };
-    let qualified = |name: &str| {
-        let (kind, device) = name.split_once('=')?;
-        let (vendor, class) = kind.split_once('/')?;
-        (word(vendor, &[]) && word(class, &[]) && word(device, &[':'])).then_some(())
-    };
-    for (at, device) in devices.iter().enumerate() {
-        let field = format!("config.CDI_devices[{at}].name");
-        at_most(&field, device.name.len(), PATH_BYTES_MAX, "bytes")?;
-        if qualified(&device.name).is_none() {
-            return Err(Error::invalid(&field, format!("{:?} is not like vendor.com/class=device", device.name)));
+/// Fully qualified names, `vendor/class=device`: those of the field, then those of annotations; each counts once.
+fn cdi_devices(devices: Vec<v1::CdiDevice>, annotations: &BTreeMap<String, String>) -> Result<Vec<String>, Error> {
+    let of_field = devices.iter().enumerate();
+    let of_field = of_field.map(|(at, device)| (format!("config.CDI_devices[{at}].name"), device.name.as_str()));
+    let annotated = cdi::in_annotations(annotations);
+    let annotated = annotated.map(|(key, name)| (format!("config.annotations[{key}]"), name));
+    let mut names: Vec<String> = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (field, name) in of_field.chain(annotated) {
+        at_most(&field, name.len(), PATH_BYTES_MAX, "bytes")?;
+        cdi::check_name(name).map_err(|why| Error::invalid(&field, format!("{name:?}: {why}")))?;
+        if seen.insert(name.to_owned()) {
+            at_most("config.CDI_devices", names.len() + 1, DEVICES_MAX, "devices")?;
+            names.push(name.to_owned());
         }
     }
-    Ok(devices.into_iter().map(|device| device.name).collect())
+    Ok(names)
 }
