@@ -4,6 +4,7 @@
 mod attach;
 mod container;
 mod exec;
+mod image_volumes;
 mod info;
 mod pod;
 mod spec;
@@ -64,8 +65,8 @@ struct LiveContainer {
     cgroup: Option<Arc<ContainerCgroup>>,
     /// The OCI specification that the container was started with: exec runs under the same.
     spec: Option<Arc<spec::Built>>,
-    /// Keeps the image's layers on disk.
-    lease: Option<knarr_image::store::Lease>,
+    /// Keep the layers of the image and of volumes that are images on disk.
+    leases: Vec<knarr_image::store::Lease>,
 }
 
 impl PodEffects {

@@ -100,6 +100,8 @@ pub struct Resolved {
     pub gid: u32,
     /// its supplementary groups
     pub groups: Vec<u32>,
+    /// The ids of the images among its volumes, in the order of those volumes.
+    pub volume_images: Vec<String>,
     /// The signal that asks it to stop: the request's, the image's, or SIGTERM.
     pub stop_signal: u8,
 }

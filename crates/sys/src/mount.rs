@@ -2,8 +2,10 @@
 //!
 //! The overlay of a container is built in [`overlay`](mod@overlay).
 
+mod folder;
 mod overlay;
 
+pub use folder::folder_of;
 pub use overlay::{OverlayThread, overlay};
 
 use crate::call::syscall;

@@ -26,6 +26,12 @@ pub fn beneath(directory: impl AsFd, path: &CStr, flags: OFlags) -> Result<Owned
     resolve(directory, path, flags, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV)
 }
 
+/// Opens a relative `path` beneath `directory`, following symbolic links as long as they stay beneath it: EXDEV for one
+/// that does not, be it absolute or by `..`.
+pub fn beneath_with_links(directory: impl AsFd, path: &CStr, flags: OFlags) -> Result<OwnedFd> {
+    resolve(directory, path, flags, ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
+}
+
 fn resolve(directory: impl AsFd, path: &CStr, flags: OFlags, how: ResolveFlags) -> Result<OwnedFd> {
     for _ in 1..RACES_MAX {
         match openat2(directory.as_fd(), path, flags | OFlags::CLOEXEC, Mode::empty(), how) {

@@ -47,6 +47,18 @@ pub fn tar_with(files: &[(&str, u32, &[u8])]) -> Vec<u8> {
     builder.into_inner().expect("writing to memory")
 }
 
+/// An uncompressed tar with these symbolic links, as (path, target).
+pub fn tar_of_links(links: &[(&str, &str)]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for &(path, target) in links {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(0);
+        header.set_entry_type(tar::EntryType::Symlink);
+        builder.append_link(&mut header, path, target).expect("paths that fit a tar header");
+    }
+    builder.into_inner().expect("writing to memory")
+}
+
 /// One layer, as a registry has it and as it is unpacked.
 #[derive(Debug, Clone)]
 pub struct Layer {

@@ -7,6 +7,7 @@ mod cli;
 mod devices;
 mod execs;
 mod failures;
+mod image_volumes;
 mod images;
 mod logs;
 mod namespaces;
@@ -32,6 +33,7 @@ fn main() -> std::process::ExitCode {
         ("devices", devices::TESTS),
         ("execs", execs::TESTS),
         ("failures", failures::TESTS),
+        ("image_volumes", image_volumes::TESTS),
         ("images", images::TESTS),
         ("logs", logs::TESTS),
         ("namespaces", namespaces::TESTS),

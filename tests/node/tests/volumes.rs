@@ -1,6 +1,6 @@
 //! Volumes: what a container sees of them, and what the host sees of the container.
 
-use knarr_cri_api::v1::{ImageSpec, Mount, MountPropagation};
+use knarr_cri_api::v1::{Mount, MountPropagation};
 use knarr_node_tests::images::image_with;
 use knarr_node_tests::node::Node;
 use knarr_node_tests::requests::{container, mount, pod, security, security_of_pod};
@@ -24,7 +24,6 @@ tests![
     a_host_mount_shows_only_where_it_may,
     a_containers_mount_shows_on_the_host_only_where_it_may,
     a_host_mount_made_while_starting_is_not_lost,
-    an_image_as_a_volume_stays_within_the_image,
     volumes_outlive_their_containers,
 ];
 
@@ -237,42 +236,6 @@ async fn a_host_mount_made_while_starting_is_not_lost(node: &mut Node) -> Outcom
     }
     node.remove_pod(&pod.id).await?;
     unmount(&shared)
-}
-
-async fn an_image_as_a_volume_stays_within_the_image(node: &mut Node) -> Outcome {
-    let files: &[(&str, u32, &[u8])] = &[("models/small/weights", 0o644, b"1 2 3"), ("top", 0o644, b"t")];
-    node.import(&[("localhost/models:1", &image_with(json!({}), files))]).await?;
-    let pod = node.run_pod(pod("image")).await?;
-    let image = |container_path: &str, image_sub_path: &str| Mount {
-        container_path: container_path.into(),
-        image: Some(ImageSpec { image: "localhost/models:1".into(), ..Default::default() }),
-        image_sub_path: image_sub_path.into(),
-        readonly: true,
-        ..Default::default()
-    };
-    let words = ["cat", "/whole/models/small/weights", "/part/weights", ",", "try", "create", "/whole/x"];
-    let mut config = container("main", &words);
-    config.mounts = vec![image("/whole", ""), image("/part", "models/small")];
-    match node.create(&pod, config.clone()).await {
-        // Kubelet takes this code for "this runtime cannot do that" and says so to the user.
-        Err(status) if status.code() == tonic::Code::Unimplemented => {}
-        Err(status) => return Err(status.into()),
-        Ok(id) => {
-            node.start_container(&id).await?;
-            let log = node.wait_exited(&id).await?.log_path;
-            let text: String = knarr_node_tests::node::read_log(&log)?.into_iter().map(|l| l.text).collect();
-            assert_eq!(text, "1 2 31 2 3EROFS");
-        }
-    }
-
-    let mut config = container("bad", &["exit", "0"]);
-    config.mounts = vec![image("/out", "../../../..")];
-    let outcome = match node.create(&pod, config).await {
-        Ok(id) => node.start_container(&id).await,
-        Err(status) => Err(status),
-    };
-    outcome.expect_err("a sub path must stay inside the image");
-    Ok(())
 }
 
 async fn volumes_outlive_their_containers(node: &mut Node) -> Outcome {

@@ -78,10 +78,18 @@ impl PodEffects {
             Some(ids) => Some(root_on_host(ids, &user)?),
             None => None,
         };
-        self.live().containers.insert(id.clone(), LiveContainer { lease: Some(lease), ..Default::default() });
+        let (volume_images, mut leases) = self.find_image_volumes(spec).await?;
+        leases.push(lease);
+        self.live().containers.insert(id.clone(), LiveContainer { leases, ..Default::default() });
         let stop_signal = oci::signal::stop_signal(spec.stop_signal, &image.config.stop_signal);
-        let resolved =
-            Resolved { image_id: image.id.clone(), uid: user.uid, gid: user.gid, groups: user.groups, stop_signal };
+        let resolved = Resolved {
+            image_id: image.id.clone(),
+            uid: user.uid,
+            gid: user.gid,
+            groups: user.groups,
+            volume_images,
+            stop_signal,
+        };
         let resources = spec.resources.clone();
         self.built(&Parts { id: id.clone(), spec: spec.clone(), resolved: resolved.clone(), resources }).await?;
         let log = Some(oci::pod::log_path(&self.spec, spec)).filter(|path| !path.is_empty()).map(PathBuf::from);
@@ -137,7 +145,9 @@ impl PodEffects {
         steps.done("specification");
         let image = self.world.held_image(&parts.resolved.image_id)?;
         let upper = self.world.paths.uppers.join(parts.id.as_str());
-        let rootfs = self.world.rootfs(&image, Some(upper), self.user_namespace()?).await?;
+        let users = self.user_namespace()?;
+        let rootfs = self.world.rootfs(&image, Some(upper), users.clone()).await?;
+        let image_volumes = self.mount_image_volumes(&parts.spec, &parts.resolved, users).await?;
         steps.done("root file system");
         let resources = self.world.with_defaults(&parts.resources);
         let devices = built.device_access();
@@ -145,7 +155,8 @@ impl PodEffects {
         steps.done("cgroup");
         let (parts_, pod_spec, pod_dir) = (parts.clone(), self.spec.clone(), self.pod_dir());
         let cgroup_ = cgroup.clone();
-        let compiled = blocking(move || compile(&parts_, &built, &pod_spec, &pod_dir, &cgroup_, rootfs)).await;
+        let compiled =
+            blocking(move || compile(&parts_, &built, &pod_spec, &pod_dir, &cgroup_, rootfs, image_volumes)).await;
         steps.done("plan");
         match compiled.and_then(|result| result) {
             Ok((plan, fds)) => Ok(Prepared { plan, fds, cgroup: Arc::new(cgroup) }),
@@ -251,9 +262,11 @@ fn compile(
     pod_dir: &oci::PodDir,
     cgroup: &ContainerCgroup,
     rootfs: OwnedFd,
+    image_volumes: Vec<OwnedFd>,
 ) -> Result<(ContainerPlan, Vec<OwnedFd>), Error> {
     let mut fds = Vec::new();
     let rootfs = push(&mut fds, rootfs);
+    let image_volumes: Vec<FdIndex> = image_volumes.into_iter().map(|volume| push(&mut fds, volume)).collect();
     let cgroup_plan = push_cgroup(&mut fds, cgroup.plan_fds()?);
     let plan = oci::plan(
         &built.spec,
@@ -261,6 +274,7 @@ fn compile(
             id: &parts.id,
             pod_dir,
             rootfs,
+            image_volumes: &image_volumes,
             cgroup: cgroup_plan,
             cgroup_v1: &cgroup.v1_paths(),
             seccomp: &built.seccomp,

@@ -215,6 +215,12 @@ impl PodEffects {
 impl PodEffects {
     /// Finds the shim of a recorded pod again and takes over what it holds; `None` if there is none.
     pub(crate) async fn reconnect(self: &Arc<Self>, saved: &SavedPod) -> Option<ShimFacts> {
+        for container in &saved.containers {
+            let resolved = &container.resolved;
+            let images = resolved.volume_images.iter().chain([&resolved.image_id]);
+            let leases = images.filter_map(|id| self.world.images.store().hold(id)).collect();
+            self.live().containers.entry(container.id.clone()).or_default().leases = leases;
+        }
         let (shim, events) = match ShimClient::connect(&self.id, &self.run_dir()).await {
             Ok(found) => found,
             Err(error) => {
@@ -229,10 +235,6 @@ impl PodEffects {
                 return None;
             }
         };
-        for container in &saved.containers {
-            let lease = self.world.images.store().hold(&container.resolved.image_id);
-            self.live().containers.entry(container.id.clone()).or_default().lease = lease;
-        }
         let mut facts = ShimFacts::new();
         let Some(up) = known.pod else {
             tracing::warn!(pod = self.id.as_str(), "its shim had not finished setting the pod up");

@@ -43,7 +43,7 @@ pub struct World {
     pub user_namespaces: Result<(), String>,
     /// A mount namespace with nothing in it, from which pods' own start.
     pub base_mount_ns: OwnedFd,
-    overlay: OverlayThread,
+    pub(super) overlay: OverlayThread,
     users: Mutex<HashMap<UserQuestion, ResolvedUser>>,
 }
 

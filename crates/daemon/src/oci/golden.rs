@@ -198,6 +198,7 @@ fn plan_of(case: &Case, spec: &Spec) -> Result<ContainerPlan, Error> {
         id: &ContainerId::from_bytes(&[0xcd; 32]),
         pod_dir: &case.pod_dir,
         rootfs: FdIndex(0),
+        image_volumes: &[FdIndex(7), FdIndex(8)],
         cgroup: CgroupPlan { into: FdIndex(1), v1_tasks: Vec::new() },
         cgroup_v1: if case.host.cgroup_v2 { &[] } else { &v1 },
         seccomp: filter(spec),
@@ -483,6 +484,24 @@ fn devices_of_the_device_interface_are_in_the_plan() {
     let mount = &plan.mounts[place("/data/gpu")];
     assert_eq!(flags(mount.flags), "ro,nosuid");
     assert!(matches!(&mount.kind, MountKind::Bind { source, .. } if text(source) == "/usr/lib/gpu"));
+}
+
+#[test]
+fn volumes_that_are_images_are_descriptors_in_the_order_of_the_request() {
+    let mut case = kubelet();
+    let image = |place: &str| Mount {
+        source: MountSource::Image { image: "sha256:11".into(), sub_path: String::new() },
+        read_only: true,
+        ..bind(place, "")
+    };
+    case.container.mounts.extend([image("/models/deep/one"), image("/two")]);
+    let plan = planned(&case).unwrap();
+    let of = |place: &str| plan.mounts.iter().find(|mount| text(&mount.target) == place).unwrap();
+    assert_eq!(of("/models/deep/one").kind, MountKind::Detached(FdIndex(7)));
+    assert_eq!(of("/two").kind, MountKind::Detached(FdIndex(8)));
+    assert_eq!(flags(of("/two").flags), "ro");
+    case.container.mounts.push(image("/three"));
+    planned(&case).unwrap_err();
 }
 
 #[test]

@@ -134,6 +134,11 @@ impl PodDir {
         format!("{}/shm", self.0)
     }
 
+    /// The `number`-th image among the volumes of a container.
+    pub fn image_volume(&self, number: usize) -> String {
+        format!("{}/images/{number}", self.0)
+    }
+
     /// A namespace of the pod: "net", "ipc", "uts", "pid".
     pub fn namespace(&self, kind: &str) -> String {
         format!("{}/ns/{kind}", self.0)
@@ -147,6 +152,11 @@ impl PodDir {
     /// The name of the pod's file at `path`, if it is one.
     fn file_at<'a>(&self, path: &'a str) -> Option<&'a str> {
         path.strip_prefix(&self.0)?.strip_prefix("/files/").filter(|name| !name.contains('/'))
+    }
+
+    /// The number of the image volume at `path`, if it is one.
+    fn image_volume_at(&self, path: &str) -> Option<usize> {
+        path.strip_prefix(&self.0)?.strip_prefix("/images/")?.parse().ok()
     }
 
     /// The container whose PID namespace is at `path`, if it is one.

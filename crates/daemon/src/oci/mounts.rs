@@ -44,8 +44,14 @@ pub(super) fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>, Error> {
         .map(|default| default_mount(default, inputs))
         .collect();
     let mut placed: Vec<(String, Mount)> = of_pod(inputs).into_iter().filter(|(place, _)| free(place)).collect();
-    for (place, one) in taken.iter().zip(volumes) {
-        placed.push((place.clone(), volume(one)?));
+    let mut images = 0..;
+    let source = |volume: &Volume| match &volume.source {
+        MountSource::Host(path) => path.clone(),
+        MountSource::Image { .. } => inputs.pod_dir.image_volume(images.next().unwrap_or_default()),
+    };
+    let sources: Vec<String> = volumes.iter().map(source).collect();
+    for ((place, one), source) in taken.iter().zip(volumes).zip(&sources) {
+        placed.push((place.clone(), volume(one, source)?));
     }
     // Stable: volumes with as many parts stay in the order of the request.
     placed.sort_by_key(|(place, _)| place.split('/').filter(|part| !part.is_empty()).count());
@@ -87,7 +93,7 @@ fn of_pod(inputs: &Inputs<'_>) -> Vec<(String, Mount)> {
     of_pod
 }
 
-fn volume(volume: &Volume) -> Result<Mount, Error> {
+fn volume(volume: &Volume, source: &str) -> Result<Mount, Error> {
     let propagation = match volume.propagation {
         Propagation::Private => "rprivate",
         Propagation::HostToContainer => "rslave",
@@ -97,10 +103,6 @@ fn volume(volume: &Volume) -> Result<Mount, Error> {
         (true, _) => "rro",
         (false, true) => "ro",
         (false, false) => "rw",
-    };
-    let source = match &volume.source {
-        MountSource::Host(path) => path.as_str(),
-        MountSource::Image { image, .. } => image.as_str(),
     };
     let options = ["rbind", propagation, access].map(str::to_owned).to_vec();
     let mut mount = mount(&volume.container_path, "bind", source, options);

@@ -29,6 +29,8 @@ pub struct PlanInputs<'a> {
     pub pod_dir: &'a PodDir,
     /// The root file system's place among the descriptors.
     pub rootfs: FdIndex,
+    /// The places of the image volumes, in the order of the request.
+    pub image_volumes: &'a [FdIndex],
     /// Where the process is put.
     pub cgroup: CgroupPlan,
     /// Version 1 only: (name below /sys/fs/cgroup, the container's cgroup on the host) of each hierarchy.
@@ -229,7 +231,7 @@ fn mount(mount: &Mount, linux: &Linux, inputs: &PlanInputs<'_>) -> Result<MountP
     let options = Options::parse(mount.options().as_deref().unwrap_or_default());
     let source = mount.source().as_ref().map(|source| lossy(source)).unwrap_or_default();
     let kind = match mount.typ().as_deref() {
-        _ if is_bind(mount) => bind(&target, &source, &options, id_mapped, inputs.pod_dir)?,
+        _ if is_bind(mount) => bind(&target, &source, &options, id_mapped, inputs)?,
         Some("cgroup" | "cgroup2") => MountKind::Cgroup { v1: inputs.cgroup_v1.to_vec() },
         Some(fstype @ ("proc" | "sysfs" | "tmpfs" | "devpts" | "mqueue")) => MountKind::New {
             fstype: fstype.into(),
@@ -260,7 +262,19 @@ fn id_mapped(mount: &Mount, linux: &Linux) -> Result<bool, Error> {
     Err(Error::new(ErrorKind::Unimplemented, why))
 }
 
-fn bind(target: &str, source: &str, options: &Options, id_mapped: bool, pod_dir: &PodDir) -> Result<MountKind, Error> {
+fn bind(
+    target: &str,
+    source: &str,
+    options: &Options,
+    id_mapped: bool,
+    inputs: &PlanInputs<'_>,
+) -> Result<MountKind, Error> {
+    let pod_dir = inputs.pod_dir;
+    if let Some(number) = pod_dir.image_volume_at(source) {
+        // Its layers were mapped when it was mounted.
+        let place = inputs.image_volumes.get(number);
+        return place.map(|place| MountKind::Detached(*place)).ok_or_else(|| missing("image volume of that number"));
+    }
     if let Some(name) = pod_dir.file_at(source) {
         return Ok(MountKind::PodFile(name.into()));
     }

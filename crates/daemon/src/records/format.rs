@@ -45,6 +45,8 @@ struct Container {
     #[serde(default)]
     groups: Vec<u32>,
     #[serde(default)]
+    volume_images: Vec<String>,
+    #[serde(default)]
     stop_signal: u8,
     #[serde(default)]
     resources: SavedResources,
@@ -99,6 +101,7 @@ impl From<&SavedContainer> for Container {
             uid: c.resolved.uid,
             gid: c.resolved.gid,
             groups: c.resolved.groups.clone(),
+            volume_images: c.resolved.volume_images.clone(),
             stop_signal: c.resolved.stop_signal,
             resources: SavedResources::from(&c.resources),
         }
@@ -185,6 +188,7 @@ impl State {
                     uid: c.uid,
                     gid: c.gid,
                     groups: c.groups,
+                    volume_images: c.volume_images,
                     stop_signal: c.stop_signal,
                 },
                 resources: c.resources.into(),

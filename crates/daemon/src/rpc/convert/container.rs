@@ -3,7 +3,9 @@
 use super::security::{id_map, security};
 use super::signal::signal_from_cri;
 use super::text::{absolute_path, at_most, map, name, no_dot_dot, no_nul, one_line, path};
-use super::{ARG_BYTES_MAX, ARGS_BYTES_MAX, ARGS_MAX, DEVICES_MAX, MOUNTS_MAX, PATH_BYTES_MAX, resources};
+use super::{
+    ARG_BYTES_MAX, ARGS_BYTES_MAX, ARGS_MAX, DEVICES_MAX, IMAGE_VOLUMES_MAX, MOUNTS_MAX, PATH_BYTES_MAX, resources,
+};
 use crate::oci::cdi;
 use knarr_cri_api::v1;
 use knarr_model::spec::{ContainerSpec, Device, Mount, MountSource, PodSpec, Propagation};
@@ -121,7 +123,11 @@ fn stop_signal(raw: i32) -> Result<Option<u8>, Error> {
 
 fn mounts(mounts: Vec<v1::Mount>, sandbox: &PodSpec) -> Result<Vec<Mount>, Error> {
     at_most("config.mounts", mounts.len(), MOUNTS_MAX, "mounts")?;
-    mounts.into_iter().enumerate().map(|(at, given)| mount(at, given, sandbox)).collect()
+    let mounts: Vec<Mount> =
+        mounts.into_iter().enumerate().map(|(at, given)| mount(at, given, sandbox)).collect::<Result<_, _>>()?;
+    let images = mounts.iter().filter(|mount| matches!(mount.source, MountSource::Image { .. })).count();
+    at_most("config.mounts", images, IMAGE_VOLUMES_MAX, "images")?;
+    Ok(mounts)
 }
 
 fn mount(at: usize, mount: v1::Mount, sandbox: &PodSpec) -> Result<Mount, Error> {
@@ -142,9 +148,8 @@ fn mount(at: usize, mount: v1::Mount, sandbox: &PodSpec) -> Result<Mount, Error>
     }
     let (uid_mappings, gid_mappings) = id_mappings(at, &mount, sandbox)?;
     let source = mount_source(at, mount.host_path, mount.image, mount.image_sub_path)?;
-    if matches!(source, MountSource::Image { .. }) {
-        let why = format!("{}: image volumes are not supported yet", field("image"));
-        return Err(Error::new(ErrorKind::Unimplemented, why));
+    if matches!(source, MountSource::Image { .. }) && !mount.readonly {
+        return Err(Error::invalid(&field("readonly"), "a volume that is an image is read-only"));
     }
     Ok(Mount {
         container_path: mount.container_path,

@@ -43,6 +43,9 @@ pub const ARGS_BYTES_MAX: usize = 2 << 20;
 pub const ARGS_MAX: usize = 65_536;
 /// Volumes of one container. Kubernetes' largest pods have a few dozen.
 pub const MOUNTS_MAX: usize = 1024;
+/// Volumes of one container that are images. Each is a descriptor of the message that starts the container, which takes
+/// 253.
+pub const IMAGE_VOLUMES_MAX: usize = 128;
 /// Devices, and again CDI devices, of one container.
 pub const DEVICES_MAX: usize = 1024;
 /// Masked paths, and again read-only paths, of one container.

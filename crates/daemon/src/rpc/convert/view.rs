@@ -82,7 +82,7 @@ pub fn container_status(pod: &PodView, container: &ContainerView, image_ref: &st
         message: life.message.to_owned(),
         labels: hash_map(&spec.labels),
         annotations: hash_map(&spec.annotations),
-        mounts: spec.mounts.iter().map(mount).collect(),
+        mounts: mounts(spec, &resolved.volume_images),
         log_path: log_path(&pod.spec, spec),
         resources: Some(v1::ContainerResources {
             linux: Some(linux_container_resources(&container.resources)),
@@ -173,7 +173,17 @@ fn network(pod: &PodView) -> v1::PodSandboxNetworkStatus {
     }
 }
 
-fn mount(mount: &Mount) -> v1::Mount {
+/// The volumes; those that are images with the id of the image, which kubelet shows to users.
+fn mounts(spec: &ContainerSpec, volume_images: &[String]) -> Vec<v1::Mount> {
+    let mut ids = volume_images.iter();
+    let with_id = |given: &Mount| {
+        let id = matches!(given.source, MountSource::Image { .. }).then(|| ids.next()).flatten();
+        mount(given, id.cloned().unwrap_or_default())
+    };
+    spec.mounts.iter().map(with_id).collect()
+}
+
+fn mount(mount: &Mount, image_ref: String) -> v1::Mount {
     let propagation = match mount.propagation {
         Propagation::Private => v1::MountPropagation::PropagationPrivate,
         Propagation::HostToContainer => v1::MountPropagation::PropagationHostToContainer,
@@ -182,7 +192,7 @@ fn mount(mount: &Mount) -> v1::Mount {
     let (host_path, image, image_sub_path) = match &mount.source {
         MountSource::Host(path) => (path.clone(), None, String::new()),
         MountSource::Image { image, sub_path } => {
-            let image = v1::ImageSpec { image: image.clone(), ..v1::ImageSpec::default() };
+            let image = v1::ImageSpec { image: image.clone(), image_ref, ..v1::ImageSpec::default() };
             (String::new(), Some(image), sub_path.clone())
         }
     };

@@ -341,13 +341,42 @@ fn a_target_is_a_whole_id() {
 }
 
 #[test]
-fn a_volume_from_an_image_is_not_there_yet() {
+fn a_volume_from_an_image_is_read_only_and_within_it() {
     let mut config = container_config();
-    config.mounts[0].host_path.clear();
-    config.mounts[0].image = Some(v1::ImageSpec { image: "data:1".into(), ..Default::default() });
-    assert_eq!(container_spec(config.clone(), &pod()).unwrap_err().kind, ErrorKind::Unimplemented);
-    config.mounts[0].image_sub_path = "../x".into();
-    assert_eq!(container_spec(config, &pod()).unwrap_err().kind, ErrorKind::InvalidArgument);
+    let image = Some(v1::ImageSpec { image: "data:1".into(), ..Default::default() });
+    config.mounts = vec![v1::Mount { container_path: "/data".into(), image, readonly: true, ..Default::default() }];
+    config.mounts[0].image_sub_path = "a/b".into();
+    let parsed = container_spec(config.clone(), &pod()).unwrap();
+    assert_eq!(parsed.mounts[0].source, MountSource::Image { image: "data:1".into(), sub_path: "a/b".into() });
+    config.mounts[0].readonly = false;
+    assert_eq!(refusal(config.clone()).0, "config.mounts[0].readonly");
+    config.mounts[0].readonly = true;
+    for bad in ["../x", "/a", "a/../../b"] {
+        config.mounts[0].image_sub_path = bad.into();
+        assert_eq!(refusal(config.clone()).0, "config.mounts[0].image_sub_path", "{bad}");
+    }
+    config.mounts[0].image_sub_path.clear();
+    config.mounts = vec![config.mounts[0].clone(); IMAGE_VOLUMES_MAX + 1];
+    assert_eq!(refusal(config).0, "config.mounts");
+}
+
+/// The field and the reason of a refusal for a wrong argument.
+fn refusal(config: v1::ContainerConfig) -> (String, String) {
+    let error = container_spec(config, &pod()).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidArgument);
+    let (field, why) = error.message.split_once(": ").unwrap();
+    (field.to_owned(), why.to_owned())
+}
+
+#[test]
+fn devices_of_the_device_interface_come_from_the_field_and_from_annotations_once() {
+    let mut config = container_config();
+    config.annotations.insert("cdi.k8s.io/b".into(), "v/c=1,v/c=0".into());
+    config.annotations.insert("cdi.k8s.io/a".into(), "vendor.com/gpu=0".into());
+    let parsed = container_spec(config.clone(), &pod()).unwrap();
+    assert_eq!(parsed.cdi_devices, ["vendor.com/gpu=0", "v/c=1", "v/c=0"]);
+    config.annotations.insert("cdi.k8s.io/b".into(), "v/c=1,".into());
+    assert_eq!(refusal(config).0, "config.annotations[cdi.k8s.io/b]");
 }
 
 #[test]

@@ -11,6 +11,7 @@ pub(super) fn view() -> PodView {
             uid: 1000,
             gid: 2000,
             groups: vec![2000, 3000],
+            volume_images: Vec::new(),
             stop_signal: 3,
         },
         resources: spec().resources,
@@ -118,6 +119,31 @@ fn every_condition_of_a_filter_must_hold() {
     assert!(!containers(v1::ContainerFilter { state: Some(v1::ContainerStateValue { state: 1 }), ..filter.clone() }));
     let bad = v1::ContainerFilter { state: Some(v1::ContainerStateValue { state: 9 }), ..filter };
     assert!(ContainerFilter::parse(Some(bad)).is_err());
+}
+
+#[test]
+fn a_volume_that_is_an_image_is_shown_with_the_images_id() {
+    let image = |name: &str| v1::Mount {
+        container_path: format!("/{name}"),
+        readonly: true,
+        image: Some(v1::ImageSpec { image: name.into(), ..Default::default() }),
+        image_sub_path: "a/b".into(),
+        ..Default::default()
+    };
+    let mut config = container_config();
+    config.mounts.insert(0, image("one"));
+    config.mounts.push(image("two"));
+    let view = view();
+    let mut container = view.containers[0].clone();
+    container.spec = Arc::new(container_spec(config.clone(), &pod()).unwrap());
+    container.resolved.volume_images = vec!["sha256:11".into(), "sha256:22".into()];
+    let shown = container_status(&view, &container, "").mounts;
+    for (place, id) in [(0, "sha256:11"), (config.mounts.len() - 1, "sha256:22")] {
+        let mut expected = config.mounts[place].clone();
+        expected.image.as_mut().unwrap().image_ref = id.into();
+        assert_eq!(shown[place], expected);
+    }
+    assert!(shown[1..shown.len() - 1].iter().all(|mount| mount.image.is_none()));
 }
 
 #[test]
