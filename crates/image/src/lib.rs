@@ -5,6 +5,7 @@
 //! and knows no network.
 
 pub mod archive;
+mod artifact;
 pub mod credentials;
 pub mod layer;
 pub mod manifest;

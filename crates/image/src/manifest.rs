@@ -10,6 +10,7 @@ use std::fmt;
 use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
+use crate::artifact::named_files;
 use crate::platform::Platform;
 use crate::reference::Digest;
 
@@ -80,6 +81,8 @@ pub struct Manifest {
     pub config: Descriptor,
     /// Lowest first; at most `LAYERS_MAX`.
     pub layers: Vec<Descriptor>,
+    /// Of an artifact: the name of each layer's file. `None` for an image.
+    pub files: Option<Vec<String>>,
 }
 
 /// The same image for several platforms.
@@ -103,6 +106,8 @@ pub enum Document {
 /// What an image says of itself; the fields that a runtime needs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageConfig {
+    /// It is no image but an artifact: files without anything to run.
+    pub artifact: bool,
     /// RFC 3339, or empty.
     pub created: String,
     /// Go's name of the architecture.
@@ -157,9 +162,16 @@ pub struct History {
 #[error("{0}")]
 pub struct BadManifest(String);
 
+impl BadManifest {
+    pub(crate) fn new(why: String) -> Self {
+        Self(why)
+    }
+}
+
 impl Document {
     /// Reads a manifest or an index; `content_type` is what the registry or the pointing descriptor said it is, when
-    /// one did. A manifest that is no container image (a chart, a signature) is refused here too.
+    /// one did. A manifest that is neither a container image nor has files with names (a chart, a signature) is refused
+    /// here too.
     pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Self, BadManifest> {
         if bytes.len() > MANIFEST_BYTES_MAX {
             return Err(BadManifest(format!("manifest of more than {MANIFEST_BYTES_MAX} bytes")));
@@ -184,7 +196,9 @@ impl Document {
                 Err(BadManifest(format!("index of more than {INDEX_ENTRIES_MAX} images")))
             }
             (Some(manifests), ..) => Ok(Self::Index(Index { media_type, manifests })),
-            (None, Some(config), Some(layers)) => Manifest { media_type, config, layers }.checked().map(Self::Manifest),
+            (None, Some(config), Some(layers)) => {
+                Manifest { media_type, config, layers, files: None }.checked().map(Self::Manifest)
+            }
             (None, None, None) => Err(BadManifest("manifest with neither layers nor manifests".into())),
             (None, Some(_), None) => Err(BadManifest("manifest without layers".into())),
             (None, None, Some(_)) => Err(BadManifest("manifest without config".into())),
@@ -196,7 +210,7 @@ impl Manifest {
     fn checked(self) -> Result<Self, BadManifest> {
         let config_type = essence(&self.config.media_type);
         if !CONFIG_TYPES.contains(&config_type) {
-            return Err(BadManifest(format!("not a container image: its config is of type {config_type:?}")));
+            return self.artifact();
         }
         if self.config.size > CONFIG_BYTES_MAX as u64 {
             return Err(BadManifest(format!("image configuration of more than {CONFIG_BYTES_MAX} bytes")));
@@ -213,6 +227,21 @@ impl Manifest {
                 Err(BadManifest(format!("layer {} is of unknown type {:?}", layer.digest, layer.media_type)))
             }
             None => Ok(self),
+        }
+    }
+}
+
+impl Manifest {
+    fn artifact(self) -> Result<Self, BadManifest> {
+        let (layers, files) = named_files(self.layers)?;
+        let kind = essence(&self.config.media_type);
+        match layers.len() {
+            0 => {
+                let why = format!("its config is of type {kind:?}, and no layer has the name of a file");
+                Err(BadManifest(format!("neither a container image nor an artifact with files: {why}")))
+            }
+            1..=LAYERS_MAX => Ok(Self { layers, files: Some(files), ..self }),
+            many => Err(BadManifest(format!("artifact of {many} files; at most {LAYERS_MAX} can be mounted"))),
         }
     }
 }
@@ -251,6 +280,7 @@ impl ImageConfig {
             return Err(BadManifest(format!("image configuration: more than {LAYERS_MAX} layers")));
         }
         Ok(Self {
+            artifact: false,
             created: raw.created,
             architecture: raw.architecture,
             os: raw.os,

@@ -153,6 +153,39 @@ impl Image {
         Self { layers, config, media_type: OCI_MANIFEST.into(), manifest: manifest.to_string().into_bytes() }
     }
 
+    /// An artifact: its layers are these files as they are, named by OCI's annotation; its id is [`Self::digest`].
+    pub fn artifact(files: &[(&str, &[u8])]) -> Self {
+        let config = b"{}".to_vec();
+        let layers: Vec<Layer> = files
+            .iter()
+            .map(|(_, content)| Layer::new("application/octet-stream", content.to_vec(), Vec::new()))
+            .collect();
+        let described: Vec<Value> = layers
+            .iter()
+            .zip(files)
+            .map(|(layer, (name, _))| {
+                json!({
+                    "mediaType": layer.media_type,
+                    "digest": layer.digest(),
+                    "size": layer.blob.len(),
+                    "annotations": { "org.opencontainers.image.title": name },
+                })
+            })
+            .collect();
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "artifactType": "application/vnd.knarr.test.v1",
+            "config": {
+                "mediaType": "application/vnd.oci.empty.v1+json",
+                "digest": sha256(&config),
+                "size": config.len(),
+            },
+            "layers": described,
+        });
+        Self { layers, config, media_type: OCI_MANIFEST.into(), manifest: manifest.to_string().into_bytes() }
+    }
+
     /// Digest of the configuration: the image's id.
     pub fn id(&self) -> String {
         sha256(&self.config)

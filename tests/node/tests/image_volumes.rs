@@ -1,5 +1,6 @@
 //! Volumes that are images: what a container sees of them, and what becomes of the image meanwhile.
 
+use crate::images::{Registry, pull};
 use knarr_cri_api::v1::{ContainerConfig, ImageSpec, ListImagesRequest, Mount, RemoveImageRequest};
 use knarr_node_tests::images::{TOOL_BYTES, image_with};
 use knarr_node_tests::node::Node;
@@ -20,6 +21,7 @@ tests![
     an_image_stays_as_long_as_a_container_has_it_as_a_volume,
     an_image_stays_for_a_container_that_an_older_daemon_created,
     an_image_that_is_not_there_is_kubelets_to_count,
+    an_artifact_is_a_volume_with_its_files,
 ];
 
 const MODELS: &str = "localhost/models:1";
@@ -216,4 +218,33 @@ async fn an_image_that_is_not_there_is_kubelets_to_count(node: &mut Node) -> Out
     let before = layers(node)?;
     remove_image(node, MODELS).await?;
     layers_become(node, before - 1).await
+}
+
+async fn an_artifact_is_a_volume_with_its_files(node: &mut Node) -> Outcome {
+    let registry = Registry::start(node).await?;
+    let artifact = Image::artifact(&[("model/weights.bin", b"1 2 3"), ("README", b"read me")]);
+    let name = registry.push("models/tiny", "1", &artifact)?;
+    let id = pull(node, &name).await?;
+    assert_eq!(id, artifact.digest(), "what it is called in kubelet's requests");
+    let pod = node.run_pod(pod("artifact")).await?;
+    let words = [
+        "cat",
+        "/all/model/weights.bin",
+        "/part/weights.bin",
+        ",",
+        "stat",
+        "/all/README",
+        ",",
+        "try",
+        "create",
+        "/all/x",
+    ];
+    let mounts = vec![volume(&id, "/all", ""), volume(&name, "/part", "model")];
+    let output = node.output_of(&pod, with("main", &words, mounts)).await?;
+    assert_eq!(output, "1 2 31 2 3file 0644 0:0 0:0\nEROFS\n");
+    let mut config = container("run", &["pause"]);
+    config.image.get_or_insert_default().image = id;
+    let message = refused(node.create(&pod, config).await, Code::FailedPrecondition);
+    assert!(message.starts_with("config.image.image: "), "{message}");
+    Ok(())
 }

@@ -25,13 +25,13 @@ tests![
 ];
 
 /// Debian's docker-registry on the loopback of the test's network namespace.
-struct Registry {
+pub struct Registry {
     process: Pid,
     host: String,
 }
 
 impl Registry {
-    async fn start(node: &Node) -> Outcome<Self> {
+    pub async fn start(node: &Node) -> Outcome<Self> {
         let directory = node.directory.join("registry");
         std::fs::create_dir_all(&directory)?;
         let config = directory.join("config.yml");
@@ -59,7 +59,7 @@ impl Registry {
         Ok(registry)
     }
 
-    fn push(&self, repository: &str, tag: &str, image: &Image) -> Outcome<String> {
+    pub fn push(&self, repository: &str, tag: &str, image: &Image) -> Outcome<String> {
         for blob in image.layers.iter().map(|l| &l.blob).chain([&image.config]) {
             let upload = self.request("POST", &format!("/v2/{repository}/blobs/uploads/"), "", &[])?;
             let location = upload.lines().find_map(|l| l.strip_prefix("Location: ")).ok_or("no Location")?.trim();
@@ -103,7 +103,7 @@ fn spec(name: &str) -> Option<v1::ImageSpec> {
     Some(v1::ImageSpec { image: name.into(), ..Default::default() })
 }
 
-async fn pull(node: &mut Node, name: &str) -> Result<String, tonic::Status> {
+pub async fn pull(node: &mut Node, name: &str) -> Result<String, tonic::Status> {
     let request = v1::PullImageRequest { image: spec(name), ..Default::default() };
     Ok(node.images.pull_image(request).await?.into_inner().image_ref)
 }

@@ -72,6 +72,13 @@ impl PodEffects {
 
     async fn try_create(&self, id: &ContainerId, spec: &Arc<ContainerSpec>) -> Result<Resolved, Error> {
         let image = self.world.image(&spec.image)?;
+        if image.config.artifact {
+            let why = "is an artifact: it has nothing to run and can only be a volume";
+            return Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                format!("config.image.image: {:?} {why}", spec.image),
+            ));
+        }
         let lease = self.world.images.store().hold(&image.id).ok_or_else(|| Error::not_found("image", &image.id))?;
         let user = self.world.user_of(&image, spec).await?;
         let root = match &self.spec.namespaces.user {

@@ -71,6 +71,9 @@ fn chosen(store: &Arc<Inner>, names: &[String]) -> Result<Vec<Exported>, Archive
     let mut all: Vec<Exported> = Vec::new();
     for name in names {
         let image = store.find(name).ok_or_else(|| ArchiveError::NotFound(name.clone()))?;
+        if image.config.artifact {
+            return Err(ArchiveError::Artifact(name.clone()));
+        }
         let asked =
             Reference::parse(name).ok().filter(|asked| asked.repo_tag().is_some_and(|tag| image.names.contains(&tag)));
         let more = match asked {

@@ -129,6 +129,9 @@ impl Found {
         manifest: &Manifest,
         bytes: Vec<u8>,
     ) -> Result<(), ArchiveError> {
+        if manifest.files.is_some() {
+            return Err(ArchiveError::Artifact(descriptor.digest.to_string()));
+        }
         let config_bytes = blob_document(spool, &manifest.config.digest, CONFIG_BYTES_MAX)?;
         let config = ImageConfig::parse(&config_bytes).map_err(|e| invalid("image", e))?;
         config.check_fits(manifest).map_err(|e| invalid("image", e))?;

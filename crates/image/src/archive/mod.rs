@@ -77,6 +77,9 @@ pub enum ArchiveError {
     /// No such image to export.
     #[error("image {0} not found")]
     NotFound(String),
+    /// Archives hold images.
+    #[error("{0} is an artifact; archives hold images only")]
+    Artifact(String),
     /// A layer on disk is not what it was.
     #[error("export: layer {diff_id} on disk gives an archive with digest {actual}: it was changed or damaged")]
     Damaged {
@@ -97,6 +100,7 @@ impl ArchiveError {
             Self::Invalid(_) => ErrorKind::InvalidArgument,
             Self::TooMany { .. } => ErrorKind::ResourceExhausted,
             Self::NotFound(_) => ErrorKind::NotFound,
+            Self::Artifact(_) => ErrorKind::FailedPrecondition,
             Self::Layer { .. } | Self::Stream { .. } | Self::Damaged { .. } | Self::Store(_) => ErrorKind::Internal,
         }
     }

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::PullError;
 use super::progress::{BlobCounter, BlobState};
+use crate::artifact;
 use crate::credentials::Credentials;
 use crate::layer::LayerError;
 use crate::manifest::Descriptor;
@@ -30,8 +31,11 @@ pub(crate) struct Wanted {
     pub reference: Reference,
     pub credentials: Credentials,
     pub descriptor: Descriptor,
-    /// What the image's configuration says that the layer's archive hashes to.
+    /// What the image's configuration says that the layer's archive hashes to. Of a file of an artifact it is not known
+    /// before; then this only tells it from others.
     pub diff_id: Digest,
+    /// The blob is no archive but a file of this name.
+    pub file: Option<String>,
 }
 
 /// Fetches and writes one layer; both of its hashes are right when it comes back.
@@ -67,7 +71,8 @@ async fn attempt(
     let Wanted { reference, credentials, descriptor, .. } = wanted;
     let mut stream = registry.blob(reference, credentials, descriptor, 0).await?;
     let (pieces, arriving) = mpsc::channel(PIECES_WAITING_MAX);
-    let written = start_writing(store, &descriptor.digest, arriving)?;
+    let file = wanted.file.clone().map(|name| (name, descriptor.size));
+    let written = start_writing(store, &descriptor.digest, arriving, file)?;
     let carried = carry(&mut stream, &pieces, counter).await;
     drop(pieces);
     // The thread is waited for in any case: when this returns, nothing of the attempt is left.
@@ -105,7 +110,7 @@ fn check(wanted: &Wanted, staged: &StagedLayer, other: Option<Result<(), Digest>
     if actual != expected {
         return Err(PullError::wrong_digest(expected, actual));
     }
-    if staged.applied.diff_id != wanted.diff_id {
+    if wanted.file.is_none() && staged.applied.diff_id != wanted.diff_id {
         return Err(PullError::WrongDiffId {
             digest: expected.clone(),
             expected: wanted.diff_id.clone(),
@@ -123,19 +128,26 @@ enum Piece {
 
 type Written = Result<(StagedLayer, Option<Result<(), Digest>>), LayerError>;
 
-/// Starts the thread that writes the layer. The second half of its answer is the check of a digest that is no SHA-256.
+/// Starts the thread that writes the layer, which is a file with a name and a size where there is one. The second half
+/// of its answer is the check of a digest that is not that of the layer's stream.
 fn start_writing(
     store: &Arc<Inner>,
     digest: &Digest,
     arriving: mpsc::Receiver<Piece>,
+    file: Option<(String, u64)>,
 ) -> Result<oneshot::Receiver<Written>, PullError> {
     let (answer, written) = oneshot::channel();
-    let verifier = (digest.algorithm() != "sha256").then(|| digest.verifier());
+    let verifier = (digest.algorithm() != "sha256" || file.is_some()).then(|| digest.verifier());
     let mut pieces = Pieces { arriving, current: Bytes::new(), ended: false, verifier };
     let store = store.clone();
     let thread = std::thread::Builder::new().name("layer-read".to_owned()).spawn(move || {
         let limits = store.layer_limits.clone();
-        let staged = StagedLayer::write(&store, &mut pieces, &limits);
+        let staged = match file {
+            None => StagedLayer::write(&store, &mut pieces, &limits),
+            Some((name, size)) => artifact::archive(&name, size, &mut pieces)
+                .map_err(LayerError::Input)
+                .and_then(|archive| StagedLayer::write(&store, archive, &limits)),
+        };
         let checked = pieces.verifier.take().map(DigestVerifier::finish);
         // Nobody waits any more when the pull was given up; then the layer goes to the trash right here.
         let _ = answer.send(staged.map(|staged| (staged, checked)));

@@ -23,9 +23,10 @@ use tokio::task::JoinSet;
 
 use self::fetch::Wanted;
 use self::flight::{Flights, Joined};
+use crate::artifact;
 use crate::credentials::Credentials;
 use crate::layer::LayerError;
-use crate::manifest::ImageConfig;
+use crate::manifest::{Descriptor, ImageConfig};
 use crate::platform::Platform;
 use crate::reference::{BadReference, Digest, Reference};
 use crate::registry::{Registry, RegistryError, RegistryErrorKind, ResolvedImage};
@@ -231,22 +232,33 @@ impl Pull {
     async fn run(self) -> ImageOutcome {
         self.tracker.step("resolving");
         let resolved = self.puller.registry.resolve(&self.reference, &self.credentials, &self.platform).await?;
-        let (config, config_bytes) = self.config(&resolved).await?;
-        config.check_fits(&resolved.manifest).map_err(|e| PullError::NotAnImage(format!("{}: {e}", self.reference)))?;
-        let mut slots = self.slots(&resolved, &config)?;
+        let (image_config, mut slots) = match &resolved.manifest.files {
+            Some(files) => (None, self.slots_of_files(&resolved, files)),
+            None => {
+                let (config, bytes) = self.config(&resolved).await?;
+                let fits = config.check_fits(&resolved.manifest);
+                fits.map_err(|e| PullError::NotAnImage(format!("{}: {e}", self.reference)))?;
+                let slots = self.slots(&resolved, &config)?;
+                (Some((config, bytes)), slots)
+            }
+        };
 
         self.tracker.step("pulling layers");
         self.fetch_missing(&mut slots).await?;
         self.complete(&mut slots).await?;
 
         self.tracker.step("committing");
+        let layers: Vec<NewLayer> = slots.into_iter().filter_map(Slot::into_layer).collect();
+        let diff_ids = || layers.iter().map(|layer| layer.origin.diff_id.clone()).collect();
+        let of_artifact = || (artifact::config(diff_ids()), resolved.manifest_bytes.clone());
+        let (config, config_bytes) = image_config.unwrap_or_else(of_artifact);
         let new = NewImage {
             config,
             config_bytes,
             names: self.reference.repo_tag().into_iter().collect(),
             digests: vec![self.reference.repo_digest(&resolved.manifest_digest)],
             manifest: Some(resolved.manifest_bytes),
-            layers: slots.into_iter().filter_map(Slot::into_layer).collect(),
+            layers,
         };
         let store = self.puller.store.clone();
         // Goes on to its end even when nobody waits any more: an image is committed or it is not.
@@ -278,10 +290,34 @@ impl Pull {
                 credentials: self.credentials.clone(),
                 descriptor: descriptor.clone(),
                 diff_id: diff_id.clone(),
+                file: None,
             };
             slots.push(Slot { wanted, chain, source });
         }
         Ok(slots)
+    }
+
+    /// The files of an artifact. Which archive each becomes is known only of an artifact that is in the store.
+    fn slots_of_files(&self, resolved: &ResolvedImage, files: &[String]) -> Vec<Slot> {
+        let known = self.puller.store.image(&Digest::sha256_of(&resolved.manifest_bytes));
+        let slot = |(at, (descriptor, name)): (usize, (&Descriptor, &String))| {
+            let origin = known.as_ref().and_then(|known| known.sources.get(at));
+            let present = origin.filter(|origin| origin.digest == descriptor.digest).and_then(|origin| {
+                let layer = self.puller.store.use_layer(&origin.diff_id, &origin.diff_id)?;
+                Some((origin.diff_id.clone(), LayerSource::Present(Arc::new(layer))))
+            });
+            let (diff_id, source) = present.unzip();
+            let diff_id = diff_id.unwrap_or_else(|| artifact::fingerprint(name, &descriptor.digest));
+            let wanted = Wanted {
+                reference: self.reference.clone(),
+                credentials: self.credentials.clone(),
+                descriptor: descriptor.clone(),
+                diff_id: diff_id.clone(),
+                file: Some(name.clone()),
+            };
+            Slot { wanted, chain: diff_id, source }
+        };
+        resolved.layers.iter().zip(files).enumerate().map(slot).collect()
     }
 
     /// All layers that the store does not have, at the same time. The first failure ends the others.
@@ -376,8 +412,13 @@ async fn complete_layer(
 impl Slot {
     fn into_layer(self) -> Option<NewLayer> {
         let Wanted { descriptor, diff_id, .. } = self.wanted;
+        let source = self.source?;
+        let diff_id = match &source {
+            LayerSource::Staged(staged) => staged.applied.diff_id.clone(),
+            LayerSource::Present(_) => diff_id,
+        };
         let origin = LayerOrigin { diff_id, digest: descriptor.digest, size: descriptor.size };
-        Some(NewLayer { origin, source: self.source? })
+        Some(NewLayer { origin, source })
     }
 }
 

@@ -123,6 +123,80 @@ async fn a_pulled_image_has_its_names_its_layers_and_its_id() {
     assert_eq!(node.blobs_asked(), 0, "everything was there");
 }
 
+fn read(node: &Node, image: &Image, name: &str) -> Option<Vec<u8>> {
+    let paths = node.images.store().layer_paths(image);
+    paths.iter().find_map(|path| std::fs::read(path.join(name)).ok())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_artifact_is_its_files_and_its_id_that_of_its_manifest() {
+    let Some(node) = Node::new().await else { return };
+    let large = vec![7; 100_000];
+    let made = TestImage::artifact(&[("model/weights.bin", &large), ("README", b"read me"), ("model/empty", b"")]);
+    let digest = node.registry.put_image("models/one", "1", &made);
+    let image = node.pull("models/one:1").await.unwrap();
+    assert_eq!((image.id.as_str(), image.config.artifact), (digest.as_str(), true));
+    assert_eq!(image.digests, [node.name(&format!("models/one@{digest}"))]);
+    assert_eq!(image.size, 100_007 + made.manifest.len() as u64);
+    for (name, content) in [("model/weights.bin", large.as_slice()), ("README", b"read me"), ("model/empty", b"")] {
+        assert_eq!(read(&node, &image, name).as_deref(), Some(content), "{name}");
+    }
+    node.swept_to(3).await;
+
+    node.registry.clear_seen();
+    node.registry.put_image("models/one", "2", &made);
+    let again = node.pull("models/one:2").await.unwrap();
+    assert_eq!((&again.id, again.names.len(), node.blobs_asked()), (&image.id, 2, 0));
+    // Another artifact shares the file that has the same name and content.
+    let other = TestImage::artifact(&[("README", b"read me"), ("more", b"read me")]);
+    node.registry.put_image("models/two", "1", &other);
+    let two = node.pull("models/two:1").await.unwrap();
+    assert_eq!(two.layers[0], image.layers[1]);
+    node.swept_to(4).await;
+
+    // What the records say is what was pulled.
+    let Node { dir, images, .. } = node;
+    drop(images);
+    let (store, problems) = Store::open(dir.path(), StoreConfig::default()).unwrap();
+    assert_eq!(problems, []);
+    let found = store.find(&image.id).unwrap();
+    assert_eq!((found.config.artifact, &found.layers), (true, &image.layers));
+    let mut sink = Vec::new();
+    let error = crate::archive::export(
+        store.inner(),
+        std::slice::from_ref(&image.id),
+        crate::archive::ExportFormat::Oci,
+        &mut sink,
+        None,
+    );
+    assert!(error.unwrap_err().to_string().contains("is an artifact"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_artifact_with_wrong_bytes_or_names_is_refused() {
+    let Some(node) = Node::new().await else { return };
+    let made = TestImage::artifact(&[("f", b"good bytes")]);
+    node.registry.put_image("wrong", "1", &made);
+    for wrong in [&b"evil bytes"[..], b"short", b"good bytes and more"] {
+        node.registry.put_blob_as(&made.layers[0].digest(), wrong.to_vec());
+        let error = node.pull("wrong:1").await.unwrap_err();
+        assert!(!error.to_string().is_empty());
+        node.swept_to(0).await;
+    }
+    for bad in ["../f", "/f", ".wh.f"] {
+        node.registry.put_image("bad", "1", &TestImage::artifact(&[(bad, b"x")]));
+        let error = node.pull("bad:1").await.unwrap_err();
+        assert!(error.to_string().contains(bad), "{error}");
+    }
+    let mut nameless = TestImage::artifact(&[("f", b"chart")]);
+    nameless.manifest =
+        String::from_utf8(nameless.manifest).unwrap().replace("org.opencontainers.image.title", "x").into_bytes();
+    node.registry.put_image("chart", "1", &nameless);
+    let error = node.pull("chart:1").await.unwrap_err();
+    assert!(error.to_string().contains("neither a container image nor an artifact"), "{error}");
+    node.swept_to(0).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pull_by_digest_gives_no_tag() {
     let Some(node) = Node::new().await else { return };

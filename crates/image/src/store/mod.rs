@@ -49,6 +49,7 @@ use self::record::{ImageLayer, ImageRecord, ManifestRecord};
 use self::stage::directory;
 use self::state::State;
 use self::sweep::Broom;
+use crate::artifact;
 use crate::layer::{self, Limits};
 use crate::manifest::ImageConfig;
 use crate::reference::Digest;
@@ -76,7 +77,7 @@ pub struct StoreConfig {
 /// One image. Immutable: a change of its names makes a new one.
 #[derive(Debug)]
 pub struct Image {
-    /// `sha256:` and the digest of the configuration: CRI's `image_ref` and `id`.
+    /// `sha256:` and the digest of the configuration, or of the manifest of an artifact: CRI's `image_ref` and `id`.
     pub id: String,
     /// Tags in full form (`docker.io/library/busybox:latest`), in the order they came: CRI's `repo_tags`.
     pub names: Vec<String>,
@@ -88,7 +89,7 @@ pub struct Image {
     pub unpacked_bytes: u64,
     /// What the image says of itself.
     pub config: Arc<ImageConfig>,
-    /// The configuration as it came; its hash is the id.
+    /// The configuration as it came, or the manifest of an artifact; its hash is the id.
     pub config_bytes: Arc<[u8]>,
     /// Lowest first.
     pub layers: Vec<LayerKey>,
@@ -457,6 +458,7 @@ impl Inner {
             created_at: now,
             updated_at: now,
             removed: false,
+            artifact: new.config.artifact,
             config: BASE64.encode(&new.config_bytes),
             manifests: Vec::new(),
         });
@@ -561,7 +563,10 @@ impl Inner {
         if !record.id.matches(&config_bytes) {
             return Err(invalid("its configuration is not the one that it is named after".to_owned()));
         }
-        let config = ImageConfig::parse(&config_bytes).map_err(|e| invalid(format!("its configuration: {e}")))?;
+        let config = match record.artifact {
+            true => artifact::config(record.layers.iter().map(|layer| layer.diff_id.clone()).collect()),
+            false => ImageConfig::parse(&config_bytes).map_err(|e| invalid(format!("its configuration: {e}")))?,
+        };
         let state = self.read_state();
         let mut unpacked_bytes = 0;
         for layer in &record.layers {

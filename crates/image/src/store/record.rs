@@ -45,6 +45,9 @@ pub(crate) struct ImageRecord {
     /// Removed by name, kept for the containers that stand on it.
     #[serde(default)]
     pub removed: bool,
+    /// `config` is the manifest of an artifact.
+    #[serde(default)]
+    pub artifact: bool,
     /// The configuration's bytes, base64.
     pub config: String,
     /// Manifests under which the image came, newest first.
