@@ -208,6 +208,7 @@ mod tests {
     use super::*;
     use knarr_model::input::PodNetwork;
     use knarr_model::pod::SavedPhase;
+    use knarr_model::resources::{PodResources, Resources};
     use knarr_model::spec::Device;
 
     fn config() -> PodConfig {
@@ -220,7 +221,10 @@ mod tests {
     fn saved(id: &PodId) -> SavedPod {
         let spec = Arc::new(convert::pod_spec(config().config, "").unwrap());
         let network = PodNetwork { ips: vec!["10.1.2.3".parse().unwrap()] };
-        SavedPod { id: id.clone(), spec, created_at: 7, phase: SavedPhase::Ready, network, containers: vec![] }
+        let overhead = Resources { cpu_shares: Some(7), ..Resources::default() };
+        let resources = PodResources { overhead, ..PodResources::default() };
+        let (created_at, phase, containers) = (7, SavedPhase::Ready, vec![]);
+        SavedPod { id: id.clone(), spec, created_at, phase, network, resources, containers }
     }
 
     #[test]
@@ -233,7 +237,7 @@ mod tests {
         let loaded = records.load().unwrap();
         let [Loaded::Pod(pod)] = loaded.as_slice() else { panic!("{loaded:?}") };
         assert_eq!((pod.created_at, pod.phase, pod.spec.name.as_str()), (7, SavedPhase::Ready, "web"));
-        assert_eq!(pod.network, saved(&id).network);
+        assert_eq!((&pod.network, &pod.resources), (&saved(&id).network, &saved(&id).resources));
         records.drop_pod(&id).unwrap();
         records.drop_pod(&id).unwrap();
         assert!(records.load().unwrap().is_empty());

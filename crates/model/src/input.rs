@@ -59,6 +59,13 @@ pub enum Request {
     UpdateResources(ContainerId, Resources),
     /// ReopenContainerLog
     ReopenLog(ContainerId),
+    /// UpdatePodSandboxResources; `None` leaves what was told before
+    UpdatePodResources {
+        /// what the runtime itself takes
+        overhead: Option<Resources>,
+        /// the sum of all containers
+        containers: Option<Resources>,
+    },
 }
 
 /// How an effect ended. An `Err` of a teardown means that something is left and a later try may succeed.

@@ -21,6 +21,7 @@ pub use record::{Found, SavedContainer, SavedPhase, SavedPod, ShimFacts};
 
 use crate::effect::Effect;
 use crate::input::{Input, Nanos, Outcome, PodNetwork, Request, Ticket, Timer};
+use crate::resources::{PodResources, Resources};
 use crate::spec::{ContainerSpec, PodSpec};
 use crate::view::PodView;
 use crate::{ContainerId, Error, ErrorKind, PodId};
@@ -101,6 +102,7 @@ pub struct Pod {
     created_at: Nanos,
     phase: Phase,
     network: PodNetwork,
+    resources: PodResources,
     containers: BTreeMap<ContainerId, Container>,
     /// Of containers, in the order they were made: created_at must be monotonic within a pod for kubelet.
     last_created_at: Nanos,
@@ -113,12 +115,14 @@ pub struct Pod {
 impl Pod {
     /// A pod that nothing has happened to yet; its first input is `Request::Run`.
     pub fn new(id: PodId, spec: Arc<PodSpec>, created_at: Nanos) -> Self {
+        let resources = PodResources { overhead: spec.overhead.clone(), containers: spec.resources.clone() };
         Self {
             id,
             spec,
             created_at,
             phase: Phase::SettingUp,
             network: PodNetwork::default(),
+            resources,
             containers: BTreeMap::new(),
             last_created_at: created_at,
             run: Vec::new(),
@@ -203,7 +207,31 @@ impl Pod {
                 Some(container) => container.reopen_log(ticket, step),
                 None => step.replies.push((ticket, Err(Error::not_found("container", &id)))),
             },
+            Request::UpdatePodResources { overhead, containers } => {
+                self.update_resources(ticket, overhead, containers, step);
+            }
         }
+    }
+
+    /// Kubelet asks before it changes the pod's cgroup, and again with the old values if that fails. Nothing here stands
+    /// against any values, so they are only kept.
+    fn update_resources(
+        &mut self,
+        ticket: Ticket,
+        overhead: Option<Resources>,
+        containers: Option<Resources>,
+        step: &mut Step,
+    ) {
+        if self.phase != Phase::Ready {
+            return step.refuse(ticket, ErrorKind::FailedPrecondition, format!("pod {} is not ready", self.id.short()));
+        }
+        let old = self.resources.clone();
+        self.resources = PodResources {
+            overhead: overhead.unwrap_or(old.overhead),
+            containers: containers.unwrap_or(old.containers),
+        };
+        step.changed = true;
+        step.replies.push((ticket, Ok(Reply::Done)));
     }
 
     /// RunPodSandbox. A retry after a lost answer gets the pod that its predecessor made.
@@ -480,6 +508,7 @@ impl Pod {
             ready: self.phase == Phase::Ready,
             hidden: self.phase == Phase::SettingUp,
             network: self.network.clone(),
+            resources: self.resources.clone(),
             containers,
         }
     }

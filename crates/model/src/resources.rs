@@ -36,6 +36,16 @@ pub struct Resources {
     pub pids_limit: Option<i64>,
 }
 
+/// What a pod as a whole may use, as last told: kubelet keeps the pod's cgroup itself, and tells it to runtimes whose
+/// pods are more than a cgroup.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PodResources {
+    /// What the runtime itself takes.
+    pub overhead: Resources,
+    /// The sum of all containers.
+    pub containers: Resources,
+}
+
 impl Resources {
     /// These resources with everything that `update` says put in place of what was said before. Maps are merged by
     /// key: an update names the huge page sizes and files that it means.

@@ -1,7 +1,7 @@
 //! What List and Status may see: a snapshot that the pod's task publishes after each step. Readers never ask the task.
 
 use crate::input::{Nanos, PodNetwork, Resolved};
-use crate::resources::Resources;
+use crate::resources::{PodResources, Resources};
 use crate::spec::{ContainerSpec, PodSpec};
 use crate::{ContainerId, PodId};
 use std::sync::Arc;
@@ -21,6 +21,8 @@ pub struct PodView {
     pub hidden: bool,
     /// Empty once the network is torn down.
     pub network: PodNetwork,
+    /// as last told
+    pub resources: PodResources,
     /// oldest first; containers still being created are not in it
     pub containers: Vec<ContainerView>,
 }

@@ -1,15 +1,21 @@
 //! Limits as the kernel has them, OOM kills as they are told, and what List…Stats says.
 
 use knarr_cri_api::v1::{self, LinuxContainerResources};
-use knarr_node_tests::node::{Node, Pod};
+use knarr_node_tests::node::{Config, Node, Pod};
 use knarr_node_tests::requests::{container, pod, resources};
 use knarr_node_tests::tree;
-use knarr_node_tests::{Outcome, eventually, tests};
-use std::path::Path;
+use knarr_node_tests::{Outcome, eventually, refused, tests};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 tests![
     limits_are_in_the_cgroup,
+    huge_pages_of_every_size_are_limited,
+    files_of_controllers_are_written_as_given,
+    a_class_that_nobody_configured_is_refused,
+    a_class_that_nobody_configured_can_be_passed_over with ignoring_classes,
+    a_pods_resources_are_kept_and_told,
+    an_update_before_the_start_counts,
     an_update_changes_the_cgroup_and_the_status,
     an_update_that_fails_changes_nothing,
     a_container_over_its_memory_is_oom_killed,
@@ -34,6 +40,182 @@ fn read_cgroup_file(below: &str, controller: &str, v1: &str, v2: &str) -> Outcom
     };
     let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
     Ok(text.trim().to_owned())
+}
+
+/// The directory of a container's cgroup in the hierarchy that has this controller, if any has.
+fn cgroup_with(node: &Node, pod: &Pod, id: &str, controller: &str) -> Option<PathBuf> {
+    let below = format!("{}/{}/{id}", cgroup_of(&node.directory).trim_start_matches('/'), pod.id);
+    ["", controller, "unified"].into_iter().map(|name| Path::new("/sys/fs/cgroup").join(name)).find_map(|top| {
+        let has = std::fs::read_to_string(top.join("cgroup.controllers")).unwrap_or_default();
+        let here = has.split_whitespace().any(|word| word == controller) || top.ends_with(controller);
+        (here && top.exists()).then(|| top.join(&below))
+    })
+}
+
+fn read(path: &Path) -> Outcome<String> {
+    Ok(std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?.trim().to_owned())
+}
+
+/// The sizes of huge pages that this machine has, as cgroup files are named: "2MB".
+fn page_sizes() -> Outcome<Vec<String>> {
+    let directory = match std::fs::read_dir("/sys/kernel/mm/hugepages") {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut sizes = Vec::new();
+    for entry in directory {
+        let name = entry?.file_name();
+        let kilobytes =
+            name.to_str().and_then(|name| name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok());
+        let kilobytes: u64 = kilobytes.ok_or("a directory that is named otherwise")?;
+        sizes.push(match kilobytes {
+            1_048_576.. => format!("{}GB", kilobytes >> 20),
+            1024.. => format!("{}MB", kilobytes >> 10),
+            _ => format!("{kilobytes}KB"),
+        });
+    }
+    Ok(sizes)
+}
+
+async fn huge_pages_of_every_size_are_limited(node: &mut Node) -> Outcome {
+    let pod = node.run_pod(pod("huge")).await?;
+    let sizes = page_sizes()?;
+    let limits = |pages: u64| -> Vec<v1::HugepageLimit> {
+        sizes.iter().map(|size| v1::HugepageLimit { page_size: size.clone(), limit: pages << 30 }).collect()
+    };
+    let mut config = container("main", &["pause"]);
+    resources(&mut config).hugepage_limits = limits(0);
+    let id = node.run(&pod, config).await?;
+    let told = node.status(&id).await?.resources.and_then(|r| r.linux).ok_or("no resources in the status")?;
+    assert_eq!(told.hugepage_limits.len(), sizes.len());
+    let cgroup = cgroup_with(node, &pod, &id, "hugetlb");
+    let check = |pages: u64| -> Outcome {
+        let Some(cgroup) = &cgroup else { return Ok(()) };
+        for size in &sizes {
+            let names = ["max", "limit_in_bytes"].map(|ending| cgroup.join(format!("hugetlb.{size}.{ending}")));
+            let file = names.iter().find(|path| path.exists()).ok_or_else(|| format!("no file for {size}"))?;
+            assert_eq!(read(file)?, (pages << 30).to_string(), "{}", file.display());
+        }
+        Ok(())
+    };
+    check(0)?;
+    let linux = Some(LinuxContainerResources { hugepage_limits: limits(3), ..Default::default() });
+    let request = v1::UpdateContainerResourcesRequest { container_id: id.clone(), linux, ..Default::default() };
+    node.runtime.update_container_resources(request).await?;
+    check(3)
+}
+
+/// `unified` is for cgroup v2; a hybrid machine has some of its controllers there.
+async fn files_of_controllers_are_written_as_given(node: &mut Node) -> Outcome {
+    let pod = node.run_pod(pod("unified")).await?;
+    let all =
+        [("memory", "memory.high", "50331648"), ("hugetlb", "hugetlb.2MB.max", "4194304"), ("pids", "pids.max", "77")];
+    let is_v2 = |controller: &str| {
+        let tops = ["/sys/fs/cgroup/cgroup.controllers", "/sys/fs/cgroup/unified/cgroup.controllers"];
+        tops.iter()
+            .any(|top| std::fs::read_to_string(top).unwrap_or_default().split_whitespace().any(|c| c == controller))
+    };
+    let mut config = container("main", &["pause"]);
+    // Those of v1 controllers are passed over: kubelet sends memory.oom.group everywhere.
+    resources(&mut config).unified = all.iter().map(|(_, file, value)| (file.to_string(), value.to_string())).collect();
+    let id = node.run(&pod, config).await?;
+    for (controller, file, value) in all {
+        let Some(cgroup) = cgroup_with(node, &pod, &id, controller).filter(|_| is_v2(controller)) else { continue };
+        assert_eq!(read(&cgroup.join(file))?, value, "{file}");
+    }
+    for bad in ["../x.y", "memory/max", "cgroup.procs", "cgroup.kill", "memory.", "memory.max\n"] {
+        let mut config = container("bad", &["pause"]);
+        resources(&mut config).unified = [(bad.to_owned(), "1".to_owned())].into();
+        let message = refused(node.create(&pod, config).await, tonic::Code::InvalidArgument);
+        assert!(message.contains("unified"), "{message}");
+    }
+    Ok(())
+}
+
+fn ignoring_classes() -> Config {
+    let keys = "ignore_blockio_not_enabled_errors = true\nignore_rdt_not_enabled_errors = true\n";
+    Config { toml: format!("[resources]\n{keys}"), ..Config::default() }
+}
+
+async fn a_class_that_nobody_configured_is_refused(node: &mut Node) -> Outcome {
+    for (word, key) in [("blockio", "pod"), ("rdt", "container.main"), ("blockio", "container.main")] {
+        let key = format!("{word}.resources.beta.kubernetes.io/{key}");
+        let mut config = pod(&key.replace(['/', '.'], "-"));
+        config.annotations.insert(key.clone(), "gold".into());
+        let pod = node.run_pod(config).await?;
+        let message = refused(node.create(&pod, container("main", &["pause"])).await, tonic::Code::FailedPrecondition);
+        assert!(message.contains(&key) && message.contains("gold"), "{message}");
+    }
+    let pod = node.run_pod(pod("own")).await?;
+    let mut config = container("main", &["pause"]);
+    config.annotations.insert("io.kubernetes.cri.rdt-class".into(), "gold".into());
+    refused(node.create(&pod, config).await, tonic::Code::FailedPrecondition);
+    Ok(())
+}
+
+async fn a_class_that_nobody_configured_can_be_passed_over(node: &mut Node) -> Outcome {
+    let mut config = pod("ignored");
+    for word in ["blockio", "rdt"] {
+        config.annotations.insert(format!("{word}.resources.beta.kubernetes.io/pod"), "gold".into());
+    }
+    let pod = node.run_pod(config).await?;
+    assert_eq!(node.output_of(&pod, container("main", &["print", "runs"])).await?, "runs\n");
+    Ok(())
+}
+
+/// Kubelet asks before it changes the pod's cgroup, and does not when it hears no.
+async fn a_pods_resources_are_kept_and_told(node: &mut Node) -> Outcome {
+    let shares = |cpu_shares| LinuxContainerResources { cpu_shares, ..Default::default() };
+    let mut config = pod("resized");
+    config.linux.get_or_insert_default().overhead = Some(shares(10));
+    config.linux.get_or_insert_default().resources = Some(shares(100));
+    let pod = node.run_pod(config).await?;
+    let told = async |node: &mut Node, key: &str| -> Outcome<i64> {
+        let request = v1::PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: true };
+        let info = node.runtime.pod_sandbox_status(request).await?.into_inner().info;
+        let info: serde_json::Value = serde_json::from_str(info.get("info").ok_or("no info")?)?;
+        Ok(info[key]["cpuShares"].as_i64().unwrap_or_default())
+    };
+    assert_eq!((told(node, "overhead").await?, told(node, "resources").await?), (10, 100));
+    let request = |id: &str| v1::UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: id.into(),
+        overhead: Some(shares(20)),
+        resources: Some(shares(200)),
+    };
+    node.runtime.update_pod_sandbox_resources(request(&pod.id)).await?;
+    assert_eq!((told(node, "overhead").await?, told(node, "resources").await?), (20, 200));
+    let wrong = v1::UpdatePodSandboxResourcesRequest { overhead: Some(shares(-1)), ..request(&pod.id) };
+    let message = refused(node.runtime.update_pod_sandbox_resources(wrong).await, tonic::Code::InvalidArgument);
+    assert!(message.starts_with("overhead.cpu_shares: "), "{message}");
+    node.kill().await?;
+    node.start_again().await?;
+    assert_eq!((told(node, "overhead").await?, told(node, "resources").await?), (20, 200));
+    let absent = request(&"f".repeat(64));
+    refused(node.runtime.update_pod_sandbox_resources(absent).await, tonic::Code::NotFound);
+    node.stop_pod(&pod.id).await?;
+    let stopped = node.runtime.update_pod_sandbox_resources(request(&pod.id)).await;
+    refused(stopped, tonic::Code::FailedPrecondition);
+    Ok(())
+}
+
+async fn an_update_before_the_start_counts(node: &mut Node) -> Outcome {
+    let pod = node.run_pod(pod("early")).await?;
+    let id = node.create(&pod, container("main", &["pause"])).await?;
+    let update = |linux| v1::UpdateContainerResourcesRequest {
+        container_id: id.clone(),
+        linux: Some(linux),
+        ..Default::default()
+    };
+    let memory = LinuxContainerResources { memory_limit_in_bytes: 64 << 20, ..Default::default() };
+    node.runtime.update_container_resources(update(memory)).await?;
+    let swap = LinuxContainerResources { memory_swap_limit_in_bytes: 32 << 20, cpu_shares: 7, ..Default::default() };
+    refused(node.runtime.update_container_resources(update(swap)).await, tonic::Code::InvalidArgument);
+    node.start_container(&id).await?;
+    let limit = cgroup_file(node, &pod, &id, "memory", "memory.limit_in_bytes", "memory.max")?;
+    assert_eq!(limit, (64 << 20).to_string());
+    let told = node.status(&id).await?.resources.and_then(|r| r.linux).ok_or("no resources in the status")?;
+    assert_eq!((told.memory_limit_in_bytes, told.cpu_shares), (64 << 20, 0));
+    Ok(())
 }
 
 async fn limits_are_in_the_cgroup(node: &mut Node) -> Outcome {

@@ -47,6 +47,7 @@ section! {
         streaming: Streaming,
         security: Security,
         devices: Devices,
+        resources: Resources,
         limits: Limits,
         stats: Stats,
     }
@@ -226,6 +227,18 @@ section! {
         privileged_without_host_devices: bool = false,
         /// Whether such a container may still open every device for which it makes a node itself.
         privileged_without_host_devices_all_devices_allowed: bool = false,
+    }
+}
+
+section! {
+    /// Classes of service that pods ask for by annotations, `blockio.resources.beta.kubernetes.io/…` and
+    /// `rdt.resources.beta.kubernetes.io/…`. knarr knows no classes yet; the keys are containerd's.
+    pub struct Resources {
+        /// Whether a container that asks for a class of block I/O runs without it. Else it is refused.
+        ignore_blockio_not_enabled_errors: bool = false,
+        /// Whether a container that asks for a class of caches and memory bandwidth (Intel RDT) runs without it. Else it is
+        /// refused.
+        ignore_rdt_not_enabled_errors: bool = false,
     }
 }
 

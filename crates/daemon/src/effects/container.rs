@@ -4,8 +4,8 @@ use super::spec::Built;
 use super::steps::Steps;
 use super::{LiveContainer, PodEffects, blocking, failed, not_started};
 use crate::cgroup::{CgroupFds, ContainerCgroup, Sample};
-use crate::oci;
 use crate::oci::users::ResolvedUser;
+use crate::oci::{self, classes};
 use knarr_model::input::{Resolved, StartError, Started};
 use knarr_model::plan::{CgroupPlan, ContainerPlan, FdIndex};
 use knarr_model::pod::Container;
@@ -79,6 +79,7 @@ impl PodEffects {
                 format!("config.image.image: {:?} {why}", spec.image),
             ));
         }
+        self.check_classes(spec)?;
         let lease = self.world.images.store().hold(&image.id).ok_or_else(|| Error::not_found("image", &image.id))?;
         let user = self.world.user_of(&image, spec).await?;
         let root = match &self.spec.namespaces.user {
@@ -104,6 +105,22 @@ impl PodEffects {
         let owner = id.clone();
         blocking(move || make_places(&owner, &upper, root, log.as_deref(), &volumes)).await??;
         Ok(resolved)
+    }
+
+    fn check_classes(&self, spec: &ContainerSpec) -> Result<(), Error> {
+        let config = &self.world.config.resources;
+        for kind in classes::Kind::ALL {
+            let ignored = match kind {
+                classes::Kind::BlockIo => config.ignore_blockio_not_enabled_errors,
+                classes::Kind::Rdt => config.ignore_rdt_not_enabled_errors,
+            };
+            match kind.asked(&self.spec, spec) {
+                Some((key, class)) if !ignored => return Err(kind.refusal(&key, class)),
+                Some((key, class)) => tracing::debug!(key, class, "a class of service is passed over"),
+                None => {}
+            }
+        }
+        Ok(())
     }
 
     pub(super) async fn start_container(self: &Arc<Self>, parts: Parts) -> Result<Started, StartError> {

@@ -1,6 +1,7 @@
 //! The verbose answers: what a person debugging a pod wants to see, as JSON under the keys that crictl's users know.
 
 use super::{PodEffects, World};
+use knarr_model::resources::Resources;
 use knarr_model::view::{ContainerState, ContainerView, PodView};
 use serde_json::json;
 use std::collections::HashMap;
@@ -24,6 +25,8 @@ impl PodEffects {
             "shimPid": shim,
             "runDir": self.run_dir(),
             "cgroup": self.pod_cgroup().map(|c| c.path()).ok(),
+            "overhead": resources(&view.resources.overhead),
+            "resources": resources(&view.resources.containers),
         });
         HashMap::from([(KEY.to_owned(), info.to_string())])
     }
@@ -45,6 +48,24 @@ impl PodEffects {
         });
         HashMap::from([(KEY.to_owned(), info.to_string())])
     }
+}
+
+/// Under CRI's names; what was not said is left out.
+fn resources(resources: &Resources) -> serde_json::Value {
+    let all = [
+        ("cpuPeriod", resources.cpu_period.map(Into::into)),
+        ("cpuQuota", resources.cpu_quota.map(Into::into)),
+        ("cpuShares", resources.cpu_shares.map(Into::into)),
+        ("memoryLimitInBytes", resources.memory_limit.map(Into::into)),
+        ("memorySwapLimitInBytes", resources.memory_swap_limit.map(Into::into)),
+        ("oomScoreAdj", resources.oom_score_adj.map(Into::into)),
+        ("cpusetCpus", resources.cpuset_cpus.clone().map(Into::into)),
+        ("cpusetMems", resources.cpuset_mems.clone().map(Into::into)),
+        ("hugepageLimits", (!resources.hugepage_limits.is_empty()).then(|| json!(resources.hugepage_limits))),
+        ("unified", (!resources.unified.is_empty()).then(|| json!(resources.unified))),
+    ];
+    let said = all.into_iter().filter_map(|(name, value): (_, Option<serde_json::Value>)| Some((name, value?)));
+    said.map(|(name, value)| (name.to_owned(), value)).collect::<serde_json::Map<_, _>>().into()
 }
 
 impl World {

@@ -11,6 +11,7 @@ pub mod beneath;
 mod build;
 pub mod capability;
 pub mod cdi;
+pub mod classes;
 pub mod devices;
 #[cfg(test)]
 mod golden;

@@ -3,7 +3,7 @@
 
 use knarr_model::input::{PodNetwork, Resolved};
 use knarr_model::pod::{ContainerPhase, SavedContainer, SavedPhase, SavedPod};
-use knarr_model::resources::Resources;
+use knarr_model::resources::{PodResources, Resources};
 use knarr_model::spec::{ContainerSpec, PodSpec};
 use knarr_model::view::Reason;
 use knarr_model::{ContainerId, Error, PodId};
@@ -18,6 +18,11 @@ pub(super) struct State {
     phase: PodPhase,
     #[serde(default)]
     ips: Vec<IpAddr>,
+    /// Absent in records from before pods were told of changes: then the request says it.
+    #[serde(default)]
+    overhead: Option<SavedResources>,
+    #[serde(default)]
+    resources: Option<SavedResources>,
     #[serde(default)]
     containers: Vec<Container>,
 }
@@ -87,7 +92,14 @@ impl From<&SavedPod> for State {
             SavedPhase::Stopped => PodPhase::Stopped,
         };
         let containers = pod.containers.iter().map(Container::from).collect();
-        Self { created_at: pod.created_at, phase, ips: pod.network.ips.clone(), containers }
+        Self {
+            created_at: pod.created_at,
+            phase,
+            ips: pod.network.ips.clone(),
+            overhead: Some(SavedResources::from(&pod.resources.overhead)),
+            resources: Some(SavedResources::from(&pod.resources.containers)),
+            containers,
+        }
     }
 }
 
@@ -196,7 +208,12 @@ impl State {
             });
         }
         let network = PodNetwork { ips: self.ips };
-        Ok(SavedPod { id: id.clone(), spec, created_at: self.created_at, phase, network, containers })
+        let or_as_asked = |saved: Option<SavedResources>, asked: &Resources| saved.map_or(asked.clone(), Into::into);
+        let resources = PodResources {
+            overhead: or_as_asked(self.overhead, &spec.overhead),
+            containers: or_as_asked(self.resources, &spec.resources),
+        };
+        Ok(SavedPod { id: id.clone(), spec, created_at: self.created_at, phase, network, resources, containers })
     }
 }
 

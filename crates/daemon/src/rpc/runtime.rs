@@ -181,6 +181,17 @@ impl Runtime {
         within(self.limits().request_deadline.0, asked).await.map(|_| ())
     }
 
+    async fn update_pod(&self, request: v1::UpdatePodSandboxResourcesRequest) -> Result<(), Error> {
+        not_empty("pod_sandbox_id", &request.pod_sandbox_id)?;
+        let pod = self.node.pod(&request.pod_sandbox_id)?;
+        let parse = |field, given: Option<_>| given.map(|given| convert::resources(field, given)).transpose();
+        let asked = Ask::UpdatePodResources {
+            overhead: parse("overhead", request.overhead)?,
+            containers: parse("resources", request.resources)?,
+        };
+        within(self.limits().request_deadline.0, pod.ask(asked)).await.map(|_| ())
+    }
+
     async fn reopen(&self, id: &str) -> Result<(), Error> {
         not_empty("container_id", id)?;
         let (pod, container) = self.node.container(id)?;
@@ -464,7 +475,7 @@ impl RuntimeService for Runtime {
     }
 
     // What follows answers UNIMPLEMENTED, which kubelet and crictl take as "use the other way": streams fall back to
-    // unary calls, pod stats and metrics to cAdvisor, pod resizes are passed over.
+    // unary calls, pod stats and metrics to cAdvisor.
 
     type StreamPodSandboxesStream = Streamed<v1::StreamPodSandboxesResponse>;
     type StreamContainersStream = Streamed<v1::StreamContainersResponse>;
@@ -543,8 +554,11 @@ impl RuntimeService for Runtime {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<v1::UpdatePodSandboxResourcesRequest>,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
-        later("UpdatePodSandboxResources")
+        let request = request.into_inner();
+        let id = request.pod_sandbox_id.clone();
+        let done = self.update_pod(request).await;
+        answer("UpdatePodSandboxResources", &id, done.map(|()| v1::UpdatePodSandboxResourcesResponse {}))
     }
 }

@@ -459,9 +459,13 @@ impl Container {
             match self.phase {
                 ContainerPhase::Created => {
                     let Some((ticket, update)) = self.updates.pop_front() else { return };
-                    self.resources = self.resources.merged(&update);
-                    step.changed = true;
-                    step.replies.push((ticket, Ok(Reply::Done)));
+                    let wanted = self.resources.merged(&update);
+                    let checked = wanted.check();
+                    if checked.is_ok() {
+                        self.resources = wanted;
+                        step.changed = true;
+                    }
+                    step.replies.push((ticket, checked.map(|()| Reply::Done)));
                 }
                 ContainerPhase::Running { .. } => {
                     let Some((ticket, update)) = self.updates.pop_front() else { return };

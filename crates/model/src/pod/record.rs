@@ -8,7 +8,7 @@ use super::{Container, ContainerPhase, Phase, Pod, Step};
 use crate::effect::Effect;
 use crate::input::{Nanos, OomKilled, PodNetwork, Resolved};
 use crate::plan::Exit;
-use crate::resources::Resources;
+use crate::resources::{PodResources, Resources};
 use crate::spec::{ContainerSpec, PodSpec};
 use crate::{ContainerId, PodId};
 use std::sync::Arc;
@@ -35,6 +35,7 @@ pub struct SavedPod {
     pub created_at: Nanos,
     pub phase: SavedPhase,
     pub network: PodNetwork,
+    pub resources: PodResources,
     pub containers: Vec<SavedContainer>,
 }
 
@@ -86,13 +87,15 @@ impl Pod {
             })
             .collect();
         let (id, spec, network) = (self.id.clone(), self.spec.clone(), self.network.clone());
-        SavedPod { id, spec, created_at: self.created_at, phase, network, containers }
+        let resources = self.resources.clone();
+        SavedPod { id, spec, created_at: self.created_at, phase, network, resources, containers }
     }
 
     /// The pod of a record. Its first input must be `Input::Recovered`.
     pub fn restored(saved: SavedPod) -> Self {
         let mut pod = Pod::new(saved.id, saved.spec, saved.created_at);
         pod.network = saved.network;
+        pod.resources = saved.resources;
         pod.phase = match saved.phase {
             SavedPhase::SettingUp => Phase::SettingUp,
             SavedPhase::Ready => Phase::Ready,

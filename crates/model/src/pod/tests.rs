@@ -386,6 +386,40 @@ fn updates_are_built_on_one_another() {
 }
 
 #[test]
+fn an_update_before_the_start_is_whole_or_nothing() {
+    let mut bench = Bench::ready();
+    bench.create(1, "web");
+    let memory = Resources { memory_limit: Some(200), ..Default::default() };
+    let good = bench.ask(Request::UpdateResources(cid(1), memory.clone()));
+    assert!(bench.ok(good));
+    let bad = Resources { cpu_shares: Some(512), memory_swap_limit: Some(100), ..Default::default() };
+    let bad = bench.ask(Request::UpdateResources(cid(1), bad));
+    assert_eq!(bench.kind(bad), Some(ErrorKind::InvalidArgument));
+    assert_eq!(bench.pod.view().containers[0].resources, memory);
+}
+
+#[test]
+fn what_a_pod_may_use_is_kept_and_survives_the_daemon() {
+    let mut bench = Bench::new();
+    let resources = |shares| Resources { cpu_shares: Some(shares), ..Default::default() };
+    let update = |overhead, containers| Request::UpdatePodResources { overhead, containers };
+    let early = bench.ask(update(Some(resources(2)), None));
+    assert_eq!(bench.kind(early), Some(ErrorKind::FailedPrecondition));
+    bench.ask(Request::Run);
+    bench.outcome(Outcome::PodSetUp(Ok(PodNetwork::default())));
+    for (overhead, containers) in [(Some(10), Some(100)), (None, Some(200)), (Some(20), None)] {
+        let asked = bench.ask(update(overhead.map(resources), containers.map(resources)));
+        assert!(bench.ok(asked));
+    }
+    let expected = PodResources { overhead: resources(20), containers: resources(200) };
+    assert_eq!(bench.pod.view().resources, expected);
+    assert_eq!(Pod::restored(bench.pod.saved()).view().resources, expected);
+    bench.ask(Request::Stop);
+    let late = bench.ask(update(None, None));
+    assert_eq!(bench.kind(late), Some(ErrorKind::FailedPrecondition));
+}
+
+#[test]
 fn an_update_under_way_is_answered_when_its_container_is_removed() {
     let mut bench = Bench::running();
     let update = bench.ask(Request::UpdateResources(cid(1), Resources::default()));

@@ -66,7 +66,10 @@ pub fn v2_files(resources: &Resources) -> Vec<Setting> {
     }
     for (file, value) in &r.unified {
         let controller = file.split('.').next().unwrap_or_default();
-        out.push(Setting::new(controller, file.as_str(), value));
+        let setting = Setting::new(controller, file.as_str(), value);
+        // Kubelet says that a container has no swap also on a kernel that has none to give.
+        let needless = file == "memory.swap.max" && value == "0";
+        out.push(if needless { setting.optional() } else { setting });
     }
     out
 }
@@ -184,7 +187,9 @@ mod tests {
             pids_limit: Some(64),
             cpuset_cpus: Some("0-1".into()),
             hugepage_limits: [("2MB".into(), 0)].into(),
-            unified: [("memory.oom.group".into(), "1".into()), ("memory.max".into(), "7".into())].into(),
+            unified: [("memory.oom.group", "1"), ("memory.max", "7"), ("memory.swap.max", "0")]
+                .map(|(file, value)| (file.to_owned(), value.to_owned()))
+                .into(),
             ..Default::default()
         };
         assert_eq!(
@@ -200,6 +205,7 @@ mod tests {
                 "?hugetlb.2MB.rsvd.max=0",
                 "memory.max=7",
                 "memory.oom.group=1",
+                "?memory.swap.max=0",
             ]
         );
     }

@@ -164,7 +164,7 @@ fn is_page_size(text: &str) -> bool {
 fn unified(field: &str, files: std::collections::HashMap<String, String>) -> Result<BTreeMap<String, String>, Error> {
     at_most(field, files.len(), UNIFIED_MAX, "files")?;
     for (file, value) in &files {
-        let charset = file.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.'));
+        let charset = file.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
         let controller = file.split_once('.').map(|(controller, rest)| (controller, !rest.is_empty()));
         let good = charset
             && file.len() <= 255

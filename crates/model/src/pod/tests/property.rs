@@ -14,6 +14,7 @@ enum Act {
     StopContainer(u8, i64),
     RemoveContainer(u8),
     Update(u8),
+    UpdatePod,
     Reopen(u8),
     /// The effect at this place of those under way ends well or badly.
     Finish(usize, bool),
@@ -37,6 +38,7 @@ fn act() -> impl Strategy<Value = Act> {
         2 => (n.clone(), -1..20i64).prop_map(|(n, t)| Act::StopContainer(n, t)),
         2 => n.clone().prop_map(Act::RemoveContainer),
         1 => n.clone().prop_map(Act::Update),
+        1 => Just(Act::UpdatePod),
         1 => n.clone().prop_map(Act::Reopen),
         10 => (any::<prop::sample::Index>(), prop::bool::weighted(0.85)).prop_map(|(i, ok)| Act::Finish(i.index(64), ok)),
         3 => n.prop_map(Act::Exit),
@@ -150,6 +152,7 @@ impl Toy {
             Act::StopContainer(n, t) => Request::StopContainer(cid(n), t),
             Act::RemoveContainer(n) => Request::RemoveContainer(cid(n)),
             Act::Update(n) => Request::UpdateResources(cid(n), Resources { cpu_shares: Some(2), ..Default::default() }),
+            Act::UpdatePod => Request::UpdatePodResources { overhead: None, containers: Some(Resources::default()) },
             Act::Reopen(n) => Request::ReopenLog(cid(n)),
             Act::Finish(index, ok) => return self.finish(bench, index, ok),
             Act::Exit(n) => {

@@ -9,7 +9,7 @@ use super::*;
 use knarr_cri_api::v1;
 use knarr_cri_api::v1::NamespaceMode as Mode;
 use knarr_model::input::{PodNetwork, Resolved};
-use knarr_model::resources::Resources;
+use knarr_model::resources::{PodResources, Resources};
 use knarr_model::spec::{
     ContainerSpec, GroupsPolicy, MountSource, PidNamespace, PodNamespaces, PodSpec, Profile, Propagation, Protocol,
     RunAs,

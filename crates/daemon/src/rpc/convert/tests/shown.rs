@@ -31,6 +31,7 @@ pub(super) fn view() -> PodView {
         ready: true,
         hidden: false,
         network: PodNetwork { ips: vec!["10.1.0.5".parse().unwrap(), "fd00::5".parse().unwrap()] },
+        resources: PodResources::default(),
         containers: vec![container],
     }
 }
