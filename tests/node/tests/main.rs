@@ -7,6 +7,7 @@ mod cli;
 mod devices;
 mod execs;
 mod failures;
+mod fields;
 mod image_volumes;
 mod images;
 mod logs;
@@ -33,6 +34,7 @@ fn main() -> std::process::ExitCode {
         ("devices", devices::TESTS),
         ("execs", execs::TESTS),
         ("failures", failures::TESTS),
+        ("fields", fields::TESTS),
         ("image_volumes", image_volumes::TESTS),
         ("images", images::TESTS),
         ("logs", logs::TESTS),

@@ -89,7 +89,8 @@ fn of_pod(inputs: &Inputs<'_>) -> Vec<(String, Mount)> {
     let shm = if inputs.container.security.host_ipc { "/dev/shm".to_owned() } else { inputs.pod_dir.shm() };
     let mut of_pod: Vec<_> =
         POD_FILES.iter().map(|(place, name)| bind(place, &inputs.pod_dir.file(name), access)).collect();
-    of_pod.push(bind("/dev/shm", &shm, "rw"));
+    let shm_options = ["rbind", "rprivate", "rw", "nosuid", "noexec", "nodev"].map(str::to_owned).to_vec();
+    of_pod.push(("/dev/shm".to_owned(), mount("/dev/shm", "bind", &shm, shm_options)));
     of_pod
 }
 
