@@ -44,7 +44,8 @@ fn read_cgroup_file(below: &str, controller: &str, v1: &str, v2: &str) -> Outcom
 
 /// The directory of a container's cgroup in the hierarchy that has this controller, if any has.
 fn cgroup_with(node: &Node, pod: &Pod, id: &str, controller: &str) -> Option<PathBuf> {
-    let below = format!("{}/{}/{id}", cgroup_of(&node.directory).trim_start_matches('/'), pod.id);
+    let below = tree::container(&tree::pod(&node.directory, &pod.id), id);
+    let below = below.trim_start_matches('/').to_owned();
     ["", controller, "unified"].into_iter().map(|name| Path::new("/sys/fs/cgroup").join(name)).find_map(|top| {
         let has = std::fs::read_to_string(top.join("cgroup.controllers")).unwrap_or_default();
         let here = has.split_whitespace().any(|word| word == controller) || top.ends_with(controller);

@@ -98,7 +98,8 @@ impl World {
                 if let Some(users) = &users {
                     let id_map = Attributes { id_map: Some(users.as_fd()), ..Attributes::default() };
                     let mapped = mount::set_attributes(&tree, false, id_map);
-                    mapped.map_err(|errno| failed(format_args!("map the owners of {}", path.display()))(errno.into()))?;
+                    mapped
+                        .map_err(|errno| failed(format_args!("map the owners of {}", path.display()))(errno.into()))?;
                 }
                 Ok::<_, Error>(tree)
             };

@@ -9,7 +9,7 @@ use super::{
 use crate::oci::cdi;
 use knarr_cri_api::v1;
 use knarr_model::spec::{ContainerSpec, Device, Mount, MountSource, PodSpec, Propagation};
-use knarr_model::{Error, ErrorKind, IdMap};
+use knarr_model::{Error, IdMap};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes of an image's name or id.
