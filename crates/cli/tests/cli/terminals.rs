@@ -16,6 +16,9 @@ use crate::fake::id;
 use crate::lists::node;
 use crate::streams::eventually;
 
+/// What no program here writes.
+const LAST: &[u8] = b"\x07the end\x07";
+
 /// A terminal with a program on it.
 struct Screen {
     master: File,
@@ -84,7 +87,11 @@ impl Screen {
             status.is_some()
         });
         assert!(self.is_as_before(), "the terminal is left in other modes");
-        (status.and_then(|status| status.code()).unwrap_or(-1), self.text())
+        // What it wrote last may not have been copied yet; this comes behind it.
+        rustix::io::write(&self.slave, LAST).unwrap();
+        let last = String::from_utf8_lossy(LAST);
+        self.shows(&last);
+        (status.and_then(|status| status.code()).unwrap_or(-1), self.text().replace(&*last, ""))
     }
 }
 
