@@ -1,5 +1,5 @@
-//! What an attached client has not taken yet: read from its pipe at once, so that the pipe is full only when the client
-//! is as far behind as it may be.
+//! What an attached client has not taken yet: read from its pipe at once, so that the container waits only for a client
+//! that is really behind, and not for each turn of the daemon.
 
 use super::descriptor::{Descriptor, scratch};
 use super::pump::Sink;
@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 /// Bytes that are kept of one stream of one client beside what its pipe holds. A terminal's screen has some KiB; this is
 /// a burst of a build's output, and twice it is what one client may cost.
-pub(super) const BACKLOG_BYTES_MAX: usize = 2 << 20;
+const BACKLOG_BYTES_MAX: usize = 512 << 10;
 
 /// Bytes that go to the client at once: what fits into one frame of either transport.
 const SEND_BYTES: usize = 32 << 10;
