@@ -17,5 +17,6 @@ pub mod open;
 pub mod process;
 pub mod seccomp;
 pub mod signal;
+pub mod tcp;
 pub mod terminal;
 pub mod thread;
