@@ -129,7 +129,7 @@ pub async fn command(target: &Target, wanted: Wanted) -> Result<CommandClient, C
 async fn command_spdy(target: &Target, wanted: Wanted) -> Result<CommandClient, ClientError> {
     let upgraded = connect::upgrade(target, &Version::ALL.map(Version::name)).await?;
     let version = Version::from_name(&upgraded.protocol).unwrap_or(Version::V1);
-    let mux = Mux::new(upgraded.io, upgraded.input, Protocol::spdy(Role::Client), None);
+    let mux = Mux::new(upgraded.io, upgraded.input, Protocol::spdy(Role::Client), Role::Client, None);
     let shared = mux.shared().clone();
     let held = shared.hold();
     drive(mux);
@@ -156,7 +156,7 @@ async fn command_websocket(target: &Target, wanted: Wanted) -> Result<CommandCli
     let offered = [channel::Protocol::V5, channel::Protocol::V4];
     let upgraded = connect::upgrade(target, &offered.map(channel::Protocol::name)).await?;
     let protocol = channel::Protocol::from_name(&upgraded.protocol).unwrap_or(channel::Protocol::V4);
-    let mut mux = Mux::new(upgraded.io, upgraded.input, Protocol::channels(protocol, Role::Client), None);
+    let mut mux = Mux::new(upgraded.io, upgraded.input, Protocol::channels(protocol, Role::Client), Role::Client, None);
     let mut channel =
         |number, stream, is_wanted: bool| is_wanted.then(|| mux.channel(number, incoming(stream), SEND_BYTES));
     let streams = [

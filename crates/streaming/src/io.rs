@@ -5,8 +5,10 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsStream;
 
 /// How long a peer may say nothing at all before the kernel asks whether it is still there, and how often it asks then:
@@ -14,6 +16,10 @@ use tokio_rustls::TlsStream;
 /// enough.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5 * 60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
+/// How often it is looked whether a peer has got everything.
+const DELIVERY_LOOK: Duration = Duration::from_millis(250);
+/// Bytes that are dropped at once while a connection closes.
+const DROP_BYTES: usize = 64 << 10;
 
 /// A connection.
 #[derive(Debug)]
@@ -38,6 +44,39 @@ impl Io {
         match ready.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(ready) => ready.is_ok_and(|ready| ready.is_read_closed()),
             Poll::Pending => false,
+        }
+    }
+
+    /// Bytes that the peer's kernel has not acknowledged; 0 for a connection that is broken.
+    fn undelivered(&self) -> usize {
+        knarr_sys::tcp::undelivered(self.tcp()).unwrap_or_default()
+    }
+}
+
+/// Says that nothing more comes and waits until the peer has closed its end too: as long as what was said is still on
+/// its way, if it moves at all within `idle`, and then for `limit`. What the peer still sends is dropped.
+///
+/// A connection that is closed earlier is reset by the kernel as soon as its peer sends anything, a ping for instance,
+/// and the peer loses what has not reached it: all that a reader which pauses has not made room for.
+pub(crate) async fn linger(io: &mut Io, limit: Duration, idle: Duration) {
+    // A failure is the end that is waited for.
+    if !matches!(timeout(idle, io.shutdown()).await, Ok(Ok(()))) {
+        return;
+    }
+    let mut dropped = BytesMut::with_capacity(DROP_BYTES);
+    let mut last = (io.undelivered(), Instant::now());
+    loop {
+        match timeout(DELIVERY_LOOK, io.read_buf(&mut dropped)).await {
+            Ok(Ok(0) | Err(_)) => return,
+            Ok(Ok(_)) => dropped.clear(),
+            Err(_) => {}
+        }
+        let undelivered = io.undelivered();
+        if undelivered != last.0 {
+            last = (undelivered, Instant::now());
+        }
+        if last.1.elapsed() >= if undelivered == 0 { limit } else { idle } {
+            return;
         }
     }
 }

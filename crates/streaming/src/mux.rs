@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use knarr_wire::spdy::Headers;
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::io::AsyncWrite;
+use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::io::{poll_read_buf, poll_write_buf};
 
-use crate::io::Io;
+use crate::io::{Io, linger};
 use crate::outgoing::Outgoing;
-use crate::protocol::{self, Protocol};
+use crate::protocol::{self, Protocol, Role};
 use crate::shared::{Open, Shared};
 use crate::stream::{Ended, Incoming, Send, Stream};
 
@@ -31,9 +31,7 @@ const WRITE_BYTES: usize = 256 << 10;
 const ANSWER_BYTES: usize = 64 << 10;
 /// How often a connection that is not read, because a stream is full, is asked whether its peer has gone.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a peer that has been told everything may take to close its end. What it still sends is dropped meanwhile:
-/// closing on bytes that nobody has read would make the kernel reset the connection, and its peer lose what it has not
-/// read.
+/// How long a peer that has been told everything may take to close its end.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// One connection.
@@ -49,7 +47,9 @@ pub(crate) struct Mux {
     /// Opened by us, and not yet agreed to.
     opens: HashMap<u32, tokio::sync::oneshot::Sender<Arc<Stream>>>,
     idle: Option<Idle>,
-    look: Pin<Box<Sleep>>,
+    /// For the server: a client that has closed its end has gone, whatever it sent before. A server that has closed
+    /// its end has only finished, and all that it sent counts.
+    look: Option<Pin<Box<Sleep>>>,
     /// Writing has failed, and what the peer sent before is still to be read.
     unwritable: Option<Gone>,
     gone: Option<Gone>,
@@ -114,7 +114,7 @@ impl Idle {
 
 impl Mux {
     /// Drives a connection, of which `input` has been read already.
-    pub(crate) fn new(io: Io, input: Bytes, protocol: Protocol, idle: Option<Duration>) -> Self {
+    pub(crate) fn new(io: Io, input: Bytes, protocol: Protocol, role: Role, idle: Option<Duration>) -> Self {
         let idle = idle.map(|limit| Idle { limit, last: Instant::now(), sleep: Box::pin(sleep(limit)) });
         Self {
             io,
@@ -126,7 +126,7 @@ impl Mux {
             shared: Shared::new(),
             opens: HashMap::new(),
             idle,
-            look: Box::pin(sleep(LOOK_INTERVAL)),
+            look: (role == Role::Server).then(|| Box::pin(sleep(LOOK_INTERVAL))),
             unwritable: None,
             gone: None,
         }
@@ -272,13 +272,14 @@ impl Mux {
         }
     }
 
-    /// Resolves when the peer of a connection that is not read has gone.
+    /// Resolves when the client of a connection that is not read has gone.
     fn poll_look(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.look.as_mut().poll(cx).is_ready() {
+        let Some(look) = &mut self.look else { return Poll::Pending };
+        while look.as_mut().poll(cx).is_ready() {
             if self.io.is_closed_by_peer() {
                 return Poll::Ready(());
             }
-            self.look.as_mut().reset(Instant::now() + LOOK_INTERVAL);
+            look.as_mut().reset(Instant::now() + LOOK_INTERVAL);
         }
         Poll::Pending
     }
@@ -404,7 +405,7 @@ impl Mux {
     /// Lets go of a connection that is over. A peer that violated the protocol gets to read that it did.
     pub(crate) async fn dismiss(mut self) {
         if let Some(Gone::Violation(_)) = self.gone {
-            linger(&mut self.io, LINGER).await;
+            linger(&mut self.io, LINGER, LINGER).await;
         }
     }
 
@@ -420,7 +421,8 @@ impl Mux {
         self.protocol.farewell(&mut self.out);
         if self.until(Self::is_written).await.is_ok() {
             self.end(Gone::Closed);
-            linger(&mut self.io, LINGER).await;
+            let idle = self.idle.as_ref().map_or(LINGER, |idle| idle.limit);
+            linger(&mut self.io, LINGER, idle).await;
         }
     }
 }
@@ -429,18 +431,4 @@ impl Drop for Mux {
     fn drop(&mut self) {
         self.end(Gone::Closed);
     }
-}
-
-/// Says that nothing more comes, and waits for the peer to say so too.
-pub(crate) async fn linger(io: &mut Io, limit: Duration) {
-    let close = async {
-        io.shutdown().await?;
-        let mut dropped = BytesMut::with_capacity(READ_BYTES);
-        while io.read_buf(&mut dropped).await? > 0 {
-            dropped.clear();
-        }
-        std::io::Result::Ok(())
-    };
-    // Its failure is the same end.
-    let _ = timeout(limit, close).await;
 }

@@ -14,7 +14,7 @@ const EDGES: [(&str, &[&str]); 13] = [
     ("knarr-shim", &["knarr-model", "knarr-wire", "knarr-sys", "knarr-runtime"]),
     ("knarr-image", &["knarr-model", "knarr-sys"]),
     ("knarr-cri-api", &[]),
-    ("knarr-streaming", &["knarr-wire"]),
+    ("knarr-streaming", &["knarr-wire", "knarr-sys"]),
     ("knarr-daemon", &["knarr-model", "knarr-wire", "knarr-sys", "knarr-image", "knarr-cri-api", "knarr-streaming"]),
     ("knarr-cli", &["knarr-cri-api", "knarr-daemon", "knarr-streaming"]),
     ("knarr-testkit", &["knarr-model", "knarr-cri-api"]),

@@ -56,7 +56,7 @@ pub async fn port_forward(target: &Target) -> Result<PortForwardClient, ClientEr
         Transport::WebSocket => (channel::PortForward::Tunnel.name(), Protocol::tunnel(Role::Client)),
     };
     let upgraded = connect::upgrade(target, &[name]).await?;
-    let mux = Mux::new(upgraded.io, upgraded.input, protocol, None);
+    let mux = Mux::new(upgraded.io, upgraded.input, protocol, Role::Client, None);
     let shared = mux.shared().clone();
     let held = shared.hold();
     drive(mux);

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::http::{self, CommandProtocol, ForwardProtocol, Upgrade};
 use super::{Inner, command, port_forward};
-use crate::io::{self, Io};
-use crate::mux::{Mux, linger};
+use crate::io::{self, Io, linger};
+use crate::mux::Mux;
 use crate::protocol::{Protocol, Role};
 
 /// Bytes of a request's line and headers: a client behind the API server brings its own, some with long tokens.
@@ -39,9 +39,9 @@ pub(super) async fn serve(server: Arc<Inner>, tcp: TcpStream, has_room: bool, st
         Ok(Err(error)) => return tracing::debug!("streaming: {error}"),
         Err(_) => return tracing::debug!("streaming: no request within {creation:?}"),
     };
-    let mux = |io, protocol| Mux::new(io, input, protocol, Some(server.settings.idle_timeout));
+    let mux = |io, protocol| Mux::new(io, input, protocol, Role::Server, Some(server.settings.idle_timeout));
     match upgrade {
-        None => linger(&mut io, REFUSED_LINGER).await,
+        None => linger(&mut io, REFUSED_LINGER, REFUSED_LINGER).await,
         Some(Upgrade::Command(offer, CommandProtocol::Spdy(version))) => {
             let mux = mux(io, Protocol::spdy(Role::Server));
             command::serve_spdy(mux, offer, version, creation, &stop).await;

@@ -168,6 +168,25 @@ async fn a_slow_reader_loses_nothing_and_holds_the_command_back() {
 }
 
 #[tokio::test]
+async fn a_reader_that_comes_late_gets_what_the_server_left_behind() {
+    let server = TestServer::start(settings()).await;
+    for transport in TRANSPORTS {
+        // More than a stream holds, and less than the kernel: the server has long closed its end.
+        let mut client = server
+            .run(transport, Wanted { stdout: true, ..Wanted::default() }, |session| async move {
+                session.stdout.unwrap().send(pattern(1 << 20, 6)).await.unwrap();
+                CommandEnd::Exited(8)
+            })
+            .await;
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        let out = soon(all(client.stdout.as_mut().unwrap())).await;
+        assert!(out == pattern(1 << 20, 6), "{transport:?}: {} bytes", out.len());
+        assert_eq!(soon(client.end.wait()).await.unwrap(), CommandEnd::Exited(8));
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_command_that_closes_its_stdin_does_not_stop_its_output() {
     let server = TestServer::start(settings()).await;
     for transport in TRANSPORTS {

@@ -246,6 +246,42 @@ async fn a_command_is_dropped_some_time_after_its_client() {
     server.stop().await;
 }
 
+#[tokio::test]
+async fn a_client_that_pauses_gets_what_the_kernel_holds_for_it() {
+    let server = TestServer::start(settings()).await;
+    const LENGTH: usize = 600 << 10;
+    let (told, is_told) = tokio::sync::oneshot::channel();
+    let url = server.exec(ALL, |session| async move {
+        session.stdout.unwrap().send(pattern(LENGTH, 3)).await.unwrap();
+        let _ = told.send(());
+        CommandEnd::Exited(2)
+    });
+    let (address, path) = place(&url);
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    // Most of it has to wait in the server's kernel.
+    socket.set_recv_buffer_size(16 << 10).unwrap();
+    let tcp = socket.connect(address).await.unwrap();
+    let mut session = Session::new(Role::Client);
+    let mut out = BytesMut::from(spdy_request(&path, "v4.channel.k8s.io").as_bytes());
+    let ids: Vec<_> = STREAMS.iter().map(|headers| session.open(headers, &mut out).unwrap()).collect();
+    let (tcp, head, input) = crate::raw::upgrade_on(tcp, &out).await;
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    let mut spdy = Spdy { tcp, session, input };
+    soon(is_told).await.unwrap();
+    // For longer than a peer is given to close, and with the pings that client-go sends meanwhile.
+    for _ in 0..16 {
+        sleep(Duration::from_millis(500)).await;
+        let mut ping = BytesMut::new();
+        spdy.session.ping(&mut ping);
+        spdy.tcp.write_all(&ping).await.unwrap();
+    }
+    let came = spdy.rest().await;
+    let stdout = &came[&ids[2].0];
+    assert!(stdout.bytes == pattern(LENGTH, 3) && stdout.fin, "{} bytes", stdout.bytes.len());
+    assert!(came[&ids[0].0].fin, "no status");
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_breaks_the_protocol_harms_itself_alone() {
     let server = TestServer::start(settings()).await;

@@ -47,7 +47,11 @@ pub fn spdy_request(path: &str, version: &str) -> String {
 /// Connects, sends `request` and whatever follows it, and gives the head of the answer and what came behind it.
 pub async fn upgrade(url: &str, request: &[u8]) -> (TcpStream, String, BytesMut) {
     let (address, _) = place(url);
-    let mut tcp = TcpStream::connect(address).await.expect("it listens");
+    upgrade_on(TcpStream::connect(address).await.expect("it listens"), request).await
+}
+
+/// The same on a connection that is there.
+pub async fn upgrade_on(mut tcp: TcpStream, request: &[u8]) -> (TcpStream, String, BytesMut) {
     tcp.write_all(request).await.expect("it is taken");
     let mut input = BytesMut::new();
     let end = loop {
