@@ -24,18 +24,26 @@ pub struct Wanted {
 #[derive(Debug)]
 pub struct Receiver {
     stream: Arc<Stream>,
+    /// Dropped before its end, the whole stream is given up.
+    gives_up: bool,
     _held: Option<Held>,
 }
 
 impl Receiver {
     pub(crate) fn new(stream: Arc<Stream>) -> Self {
-        Self { stream, _held: None }
+        Self { stream, gives_up: false, _held: None }
     }
 
     /// One that keeps its client's connection.
     pub(crate) fn holding(stream: Arc<Stream>) -> Self {
         let held = stream.shared().hold();
-        Self { stream, _held: Some(held) }
+        Self { stream, gives_up: false, _held: Some(held) }
+    }
+
+    /// One whose stream is of no use without it.
+    pub(crate) fn giving_up(mut self) -> Self {
+        self.gives_up = true;
+        self
     }
 
     /// The next bytes; `None` once the peer has closed its half, or the connection is gone. What is not taken holds
@@ -52,6 +60,9 @@ impl Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
+        if self.gives_up && self.stream.ended().is_none() {
+            self.stream.reset();
+        }
         self.stream.drop_incoming();
     }
 }

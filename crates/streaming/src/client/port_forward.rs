@@ -11,7 +11,7 @@ use super::{ClientError, Target, Transport, connect, drive, open};
 use crate::mux::Mux;
 use crate::protocol::{Protocol, Role};
 use crate::shared::{Held, Shared};
-use crate::stream::{FORWARD_SEND_BYTES, Incoming};
+use crate::stream::{FORWARD_SEND_BYTES, Incoming, Stream};
 use crate::{Receiver, Sender};
 
 /// One connection over which ports are forwarded. It is closed when this and all that was opened on it is dropped.
@@ -22,7 +22,8 @@ pub struct PortForwardClient {
     _held: Held,
 }
 
-/// One forwarded connection.
+/// One forwarded connection. It is given up when the receiver is dropped before its end: the pod would go on writing to
+/// nobody.
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub struct Forwarded {
@@ -78,12 +79,19 @@ impl PortForwardClient {
             ];
             open(&self.shared, headers, Incoming::Kept, FORWARD_SEND_BYTES)
         };
-        let (error, data) = tokio::try_join!(stream(ERROR), stream(DATA))?;
+        let (error, data) = match tokio::join!(stream(ERROR), stream(DATA)) {
+            (Ok(error), Ok(data)) => (error, data),
+            (Err(error), other) | (other, Err(error)) => {
+                // The server would wait for the one that it refused.
+                other.iter().for_each(Stream::reset);
+                return Err(error);
+            }
+        };
         // Nothing is said to the server on it.
         error.finish();
         Ok(Forwarded {
             sender: Sender::holding(data.clone()),
-            receiver: Receiver::holding(data),
+            receiver: Receiver::holding(data).giving_up(),
             error: ForwardError(Receiver::holding(error)),
         })
     }

@@ -169,6 +169,33 @@ async fn a_connection_that_breaks_inside_is_given_up_alone() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_one_connection_ends_it_inside() {
+    let server = TestServer::start(settings()).await;
+    let (told, mut is_told) = tokio::sync::mpsc::channel(10);
+    let gives = inside(move |mut tcp| {
+        let told = told.clone();
+        async move {
+            while tcp.write_all(&[7; 65_536]).await.is_ok() {}
+            let _ = told.send(()).await;
+        }
+    })
+    .await;
+    for transport in TRANSPORTS {
+        let client = connect(&server, transport).await;
+        let mut one = soon(client.open(gives)).await.unwrap();
+        assert!(soon(one.receiver.next()).await.is_some());
+        drop(one);
+        soon(is_told.recv()).await.expect("the connection inside is closed");
+        // The others go on.
+        let mut one = soon(client.open(gives)).await.unwrap();
+        assert!(soon(one.receiver.next()).await.is_some());
+        drop((client, one));
+        soon(is_told.recv()).await.expect("the connection inside is closed");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_connection_that_stands_still_holds_little_memory() {
     let server = TestServer::start(settings()).await;
     let written = Arc::new(AtomicUsize::new(0));
