@@ -21,6 +21,10 @@ const DELIVERY_LOOK: Duration = Duration::from_millis(250);
 /// Bytes that are dropped at once while a connection closes.
 const DROP_BYTES: usize = 64 << 10;
 
+/// Bytes that the kernel holds of what we send. By itself it takes up to 4 MiB, and once that is full tells of room only
+/// when a third of it is free: to a peer on a poor line we would seem to stand still for seconds, then to be in a hurry.
+const SEND_BUFFER_BYTES: usize = 256 << 10;
+
 /// A connection.
 #[derive(Debug)]
 pub(crate) enum Io {
@@ -83,8 +87,11 @@ pub(crate) async fn linger(io: &mut Io, limit: Duration, idle: Duration) {
 
 /// Sets up a connection as sessions need it: small pieces go out at once, and a peer that vanished is noticed.
 pub(crate) fn prepare(tcp: &TcpStream) -> io::Result<()> {
-    use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepidle, set_tcp_keepintvl};
+    use rustix::net::sockopt::{
+        set_socket_keepalive, set_socket_send_buffer_size, set_tcp_keepidle, set_tcp_keepintvl,
+    };
     tcp.set_nodelay(true)?;
+    set_socket_send_buffer_size(tcp, SEND_BUFFER_BYTES)?;
     set_socket_keepalive(tcp, true)?;
     set_tcp_keepidle(tcp, KEEPALIVE_IDLE)?;
     set_tcp_keepintvl(tcp, KEEPALIVE_INTERVAL)?;
