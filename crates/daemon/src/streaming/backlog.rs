@@ -1,15 +1,29 @@
-//! What an attached client has not taken yet: read from its pipe at once, so that the container waits only for a client
-//! that is really behind, and not for each turn of the daemon.
+//! What an attached client has not taken yet. It is read from its pipe at once, so that the container waits only for a
+//! client that is really behind, and not for each turn of the daemon.
+//!
+//! A client on a poor line takes nothing for seconds, then much at once: buffers of TCP open only when a good part of
+//! them is free. The shim cuts off who takes nothing for 2 s. So a reserve is filled slowly meanwhile, at the pace that the
+//! shim counts as reading.
 
 use super::descriptor::{Descriptor, scratch};
 use super::pump::Sink;
 use bytes::{Bytes, BytesMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
-/// Bytes that are kept of one stream of one client beside what its pipe holds. A terminal's screen has some KiB; this is
-/// a burst of a build's output, and twice it is what one client may cost.
-const BACKLOG_BYTES_MAX: usize = 512 << 10;
+/// Bytes of one stream of one client that are read as fast as they come. A terminal's screen has some KiB; this is a burst
+/// of a build's output.
+const AHEAD_BYTES: usize = 512 << 10;
+
+/// Bytes that are kept of one stream of one client beside what its pipe holds; twice it is what one client may cost. The
+/// reserve lasts for 4.8 s of a client that takes nothing.
+const BACKLOG_BYTES_MAX: usize = 2 << 20;
+
+/// How the reserve is filled: 320 KiB/s, a little more than the 256 KiB/s of a client that the shim never cuts off.
+const RESERVE_PIECE_BYTES: usize = 32 << 10;
+const RESERVE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Bytes that go to the client at once: what fits into one frame of either transport.
 const SEND_BYTES: usize = 32 << 10;
@@ -40,8 +54,9 @@ async fn gather(from: Descriptor, backlog: Arc<Backlog>) {
     // Said also when the task is ended.
     let _over = Over(&backlog);
     let mut buffer = scratch();
+    let mut reserve_at = Instant::now();
     loop {
-        let room = backlog.room().await.min(buffer.len());
+        let room = backlog.room(&mut reserve_at).await.min(buffer.len());
         match from.read(&mut buffer[..room]).await {
             0 => return,
             count => backlog.add(&buffer[..count]),
@@ -88,14 +103,21 @@ impl Backlog {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until something fits; gives how much.
-    async fn room(&self) -> usize {
+    /// Waits until something may be read; gives how much. `reserve_at` is when the reserve may get its next piece.
+    async fn room(&self, reserve_at: &mut Instant) -> usize {
         loop {
-            let room = BACKLOG_BYTES_MAX.saturating_sub(self.held().bytes.len());
-            if room > 0 {
-                return room;
+            let held = self.held().bytes.len();
+            let taken = self.taken.notified();
+            match held {
+                ..AHEAD_BYTES => return AHEAD_BYTES - held,
+                ..BACKLOG_BYTES_MAX => {
+                    if timeout_at(*reserve_at, taken).await.is_err() {
+                        *reserve_at = Instant::now() + RESERVE_PAUSE;
+                        return RESERVE_PIECE_BYTES.min(BACKLOG_BYTES_MAX - held);
+                    }
+                }
+                _ => taken.await,
             }
-            self.taken.notified().await;
         }
     }
 
@@ -138,7 +160,6 @@ impl Backlog {
 mod tests {
     use super::*;
     use crate::streaming::descriptor::pipe;
-    use std::time::Duration;
 
     /// A client that takes nothing until it is let.
     struct Slow {
@@ -159,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_sleeps_holds_nobody_up_until_it_is_far_behind_and_loses_nothing() {
+    async fn a_client_that_sleeps_is_read_ahead_of_at_once_then_slowly_and_loses_nothing() {
         let (read, write) = pipe().unwrap();
         let (read, write) = (Descriptor::new(read).unwrap(), Descriptor::new(write).unwrap());
         let pipe_bytes = read.capacity();
@@ -168,12 +189,19 @@ mod tests {
         let carrying = tokio::spawn(carry_ahead(read, client));
         let mut written: Vec<u8> = Vec::new();
         let chunk: Vec<u8> = (0..4096).map(|n| (n % 251) as u8).collect();
-        while tokio::time::timeout(Duration::from_millis(200), write.write_all(&chunk)).await.is_ok() {
+        // A chunk that waits goes in as far as there is room, which is all or nothing: pipes take pages.
+        while tokio::time::timeout(RESERVE_PAUSE / 2, write.write_all(&chunk)).await.is_ok() {
             written.extend_from_slice(&chunk);
         }
-        // The chunk that waited went in as far as there was room, which is all or nothing: pipes take pages.
-        assert!(written.len() >= BACKLOG_BYTES_MAX + pipe_bytes / 2, "{}", written.len());
-        assert!(written.len() <= BACKLOG_BYTES_MAX + pipe_bytes + SEND_BYTES, "{}", written.len());
+        let at_once = written.len();
+        assert!(at_once >= AHEAD_BYTES + pipe_bytes / 2, "{at_once}");
+        assert!(at_once <= AHEAD_BYTES + pipe_bytes + SEND_BYTES + 2 * RESERVE_PIECE_BYTES, "{at_once}");
+        let started = Instant::now();
+        while written.len() < at_once + 4 * RESERVE_PIECE_BYTES {
+            tokio::time::timeout(Duration::from_secs(20), write.write_all(&chunk)).await.unwrap().unwrap();
+            written.extend_from_slice(&chunk);
+        }
+        assert!(started.elapsed() >= 2 * RESERVE_PAUSE, "{:?}", started.elapsed());
         let_go.notify_one();
         drop(write);
         let carried = tokio::time::timeout(Duration::from_secs(20), carrying).await.unwrap().unwrap();
