@@ -110,7 +110,7 @@ impl Backlog {
             let taken = self.taken.notified();
             match held {
                 ..AHEAD_BYTES => return AHEAD_BYTES - held,
-                ..BACKLOG_BYTES_MAX => {
+                AHEAD_BYTES..BACKLOG_BYTES_MAX => {
                     if timeout_at(*reserve_at, taken).await.is_err() {
                         *reserve_at = Instant::now() + RESERVE_PAUSE;
                         return RESERVE_PIECE_BYTES.min(BACKLOG_BYTES_MAX - held);
