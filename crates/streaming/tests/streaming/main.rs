@@ -3,6 +3,7 @@
 mod command;
 mod hostile;
 mod http;
+mod inside;
 mod port_forward;
 mod raw;
 mod reset;

@@ -10,33 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::command::TRANSPORTS;
+use crate::inside::{echo, inside};
 use crate::raw::Spdy;
-use crate::support::{TestServer, all, descriptors, local, pattern, send_odd, settings, soon, target, tasks, until};
-
-/// Something inside a pod: `act` for each connection.
-pub async fn inside<F>(act: impl Fn(TcpStream) -> F + Send + 'static) -> u16
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("loopback can be listened on");
-    let port = listener.local_addr().expect("an address").port();
-    tokio::spawn(async move {
-        while let Ok((tcp, _)) = listener.accept().await {
-            tokio::spawn(act(tcp));
-        }
-    });
-    port
-}
-
-/// Says what it hears.
-pub async fn echo() -> u16 {
-    inside(|mut tcp| async move {
-        let (mut read, mut write) = tcp.split();
-        let _ = tokio::io::copy(&mut read, &mut write).await;
-        let _ = write.shutdown().await;
-    })
-    .await
-}
+use crate::support::{TestServer, all, local, pattern, send_odd, settings, soon, target};
 
 async fn connect(server: &TestServer, transport: Transport) -> PortForwardClient {
     let url = server.forward(&[], local());
@@ -224,39 +200,6 @@ async fn a_connection_that_stands_still_holds_little_memory() {
     // Buffers of three connections in the kernel are the most of it.
     assert!(last < 32 << 20, "{last} bytes are under way");
     drop((one, client));
-    server.stop().await;
-}
-
-#[tokio::test]
-async fn nothing_is_left_of_clients_that_went() {
-    let server = TestServer::start(settings()).await;
-    let gone = Arc::new(AtomicUsize::new(0));
-    let counted = gone.clone();
-    let holds = inside(move |mut tcp| {
-        let gone = counted.clone();
-        async move {
-            let _ = tcp.write_all(b"hello").await;
-            let _ = tcp.read_to_end(&mut Vec::new()).await;
-            gone.fetch_add(1, Ordering::Relaxed);
-        }
-    })
-    .await;
-    let (tasks_before, descriptors_before) = (tasks(), descriptors());
-    for transport in TRANSPORTS {
-        for _ in 0..20 {
-            let client = connect(&server, transport).await;
-            let mut held = Vec::new();
-            for _ in 0..5 {
-                let mut one = soon(client.open(holds)).await.unwrap();
-                assert_eq!(soon(one.receiver.next()).await.unwrap(), "hello");
-                held.push(one);
-            }
-            drop((client, held));
-        }
-    }
-    until("each connection inside ends", || gone.load(Ordering::Relaxed) == 200).await;
-    until("no task is left", || tasks() == tasks_before).await;
-    until("no descriptor is left", || descriptors() == descriptors_before).await;
     server.stop().await;
 }
 

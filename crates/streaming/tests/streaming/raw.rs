@@ -1,4 +1,5 @@
 //! Clients that are not ours: bytes on a connection, a SPDY session by hand, and tungstenite's own WebSocket.
+#![allow(dead_code, reason = "each of the two test programs uses a part")]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

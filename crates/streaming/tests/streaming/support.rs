@@ -1,8 +1,10 @@
 //! A server whose commands are closures, clients to it, and who looks at what is left.
+#![allow(dead_code, reason = "each of the two test programs uses a part")]
 
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -151,4 +153,62 @@ pub fn descriptors() -> usize {
 
 pub fn tasks() -> usize {
     tokio::runtime::Handle::current().metrics().num_alive_tasks()
+}
+
+/// Counts how many have begun, and how many have been dropped.
+#[derive(Clone, Default)]
+pub struct Counted {
+    pub begun: Arc<AtomicUsize>,
+    pub dropped: Arc<AtomicUsize>,
+}
+
+pub struct OnDrop(Arc<AtomicUsize>);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Counted {
+    pub fn begin(&self) -> OnDrop {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        OnDrop(self.dropped.clone())
+    }
+
+    /// Counts when it is called, which for some clients it never is.
+    pub fn begin_later(&self) -> impl FnOnce() -> OnDrop + Send + use<> {
+        let counted = self.clone();
+        move || counted.begin()
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.begun.load(Ordering::SeqCst) == self.dropped.load(Ordering::SeqCst)
+    }
+}
+
+/// Reads, writes, and goes when its client does.
+pub async fn busy(session: CommandSession, counted: OnDrop) -> CommandEnd {
+    let _counted = counted;
+    let (stdin, stdout, client) = (session.stdin, session.stdout, session.client);
+    let work = async {
+        let read = async {
+            if let Some(mut stdin) = stdin {
+                while stdin.next().await.is_some() {}
+            }
+        };
+        let write = async {
+            if let Some(mut stdout) = stdout {
+                while stdout.send(vec![1; 5000].into()).await.is_ok() {
+                    sleep(Duration::from_micros(200)).await;
+                }
+            }
+        };
+        tokio::join!(read, write);
+    };
+    tokio::select! {
+        () = work => {}
+        () = client.gone() => {}
+    }
+    CommandEnd::Success
 }

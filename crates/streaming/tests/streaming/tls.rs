@@ -73,7 +73,7 @@ async fn commands_and_ports_work_over_tls() {
         assert!(out == pattern(LENGTH, 4) && err == b"x", "{transport:?}: {} bytes", out.len());
         assert_eq!(soon(client.end.wait()).await.unwrap(), CommandEnd::Exited(6));
 
-        let port = crate::port_forward::echo().await;
+        let port = crate::inside::echo().await;
         let client = soon(client::port_forward(&target(server.forward(&[], local()), transport))).await.unwrap();
         let mut one = soon(client.open(port)).await.unwrap();
         send_odd(&mut one.sender, pattern(100_000, 8)).await.unwrap();

@@ -234,8 +234,8 @@ async fn a_message_that_cannot_be_ends_the_session_with_its_reason() {
 #[tokio::test]
 async fn ports_go_over_channels() {
     let server = TestServer::start(settings()).await;
-    let port = crate::port_forward::echo().await;
-    let ends = crate::port_forward::inside(|mut tcp| async move {
+    let port = crate::inside::echo().await;
+    let ends = crate::inside::inside(|mut tcp| async move {
         let _ = tokio::io::AsyncWriteExt::write_all(&mut tcp, b"bye").await;
     })
     .await;
