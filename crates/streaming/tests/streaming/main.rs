@@ -1,5 +1,6 @@
 //! Our client and clients that misbehave, against our server, over loopback.
 
+mod client;
 mod command;
 mod hostile;
 mod http;
