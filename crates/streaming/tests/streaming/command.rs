@@ -174,13 +174,13 @@ async fn a_reader_that_comes_late_gets_what_the_server_left_behind() {
         // More than a stream holds, and less than the kernel: the server has long closed its end.
         let mut client = server
             .run(transport, Wanted { stdout: true, ..Wanted::default() }, |session| async move {
-                session.stdout.unwrap().send(pattern(1 << 20, 6)).await.unwrap();
+                session.stdout.unwrap().send(pattern(512 << 10, 6)).await.unwrap();
                 CommandEnd::Exited(8)
             })
             .await;
         tokio::time::sleep(Duration::from_millis(2500)).await;
         let out = soon(all(client.stdout.as_mut().unwrap())).await;
-        assert!(out == pattern(1 << 20, 6), "{transport:?}: {} bytes", out.len());
+        assert!(out == pattern(512 << 10, 6), "{transport:?}: {} bytes", out.len());
         assert_eq!(soon(client.end.wait()).await.unwrap(), CommandEnd::Exited(8));
     }
     server.stop().await;

@@ -113,7 +113,7 @@ async fn a_command_is_dropped_some_time_after_its_client() {
 #[tokio::test]
 async fn a_client_that_pauses_gets_what_the_kernel_holds_for_it() {
     let server = TestServer::start(settings()).await;
-    const LENGTH: usize = 600 << 10;
+    const LENGTH: usize = 150 << 10;
     let (told, is_told) = tokio::sync::oneshot::channel();
     let url = server.exec(ALL, |session| async move {
         session.stdout.unwrap().send(pattern(LENGTH, 3)).await.unwrap();
