@@ -51,10 +51,11 @@ async fn an_attach_ends_with_its_container(node: &mut Node) -> Outcome {
     let pod = node.run_pod(pod("over")).await?;
     for transport in TRANSPORTS {
         let name = format!("over-{transport:?}").to_lowercase();
-        let words = ["await", "/tmp-go", ",", "print", "out", ",", "err", "wrong", ",", "exit", "5"];
-        let id = node.run(&pod, container(&name, &words)).await?;
-        let client = node.attach(&id, OUTPUTS, transport).await?;
-        node.exec_output(&id, &["write", "/tmp-go", "x"]).await?;
+        let mut config = container(&name, &["line", ",", "print", "out", ",", "err", "wrong", ",", "exit", "5"]);
+        config.stdin = true;
+        let id = node.run(&pod, config).await?;
+        let mut client = node.attach(&id, ALL, transport).await?;
+        send(must(client.stdin.as_mut())?, "\n").await?;
         let end = finish(client).await?;
         assert_eq!((end.stdout.as_str(), end.stderr.as_str()), ("out\n", "wrong\n"));
         // The attach has worked; how the container ended is told by its status.
